@@ -16,7 +16,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from isthmus.errors import ConfigError
 
@@ -118,7 +126,7 @@ class Split(Section):
                     f"validation_from must be before test_from, got {self.validation_from} and {self.test_from}"
                 )
         elif cutoffs != (None, None):
-            raise ValueError("validation_from and test_from belong to kind = \"temporal\"")
+            raise ValueError('validation_from and test_from belong to kind = "temporal"')
         return self
 
 
@@ -208,7 +216,7 @@ class BackboneConfig(Section):
     layers: Annotated[int, Field(ge=1)] = 2
     heads: Annotated[int, Field(ge=1)] = 2
     feedforward: Annotated[int, Field(ge=2)] = 128
-    positions: Annotated[int, Field(ge=2, le=1000)] = 50
+    positions: Annotated[int, Field(ge=2, le=1000)] = 20
     prior_items: Annotated[int, Field(ge=1)] = 10
     prior_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
 
@@ -255,17 +263,17 @@ class TrainingConfig(Section):
     Attributes:
         learning_rate: Step size of the local optimizer.
         momentum: Of the local optimizer, in [0, 1).
-        candidates: Catalogue items drawn per step for the softmax (public draw, independent of users); the whole
-            catalogue when it is smaller.
+        rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
+            position whose next item is not among them carries no loss.
         temperature: Of the softmax over scores.
-        positions: Last positions of a history that carry a loss.
+        positions: Last positions of a history that may carry a loss.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    candidates: Annotated[int, Field(ge=2)] = 2000
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    positions: Annotated[int, Field(ge=1)] = 50
+    rivals: Annotated[int, Field(ge=2, le=1000)] = 50
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    positions: Annotated[int, Field(ge=1)] = 10
 
 
 class EvaluationConfig(Section):

@@ -1,0 +1,62 @@
+"""The ClientApp: what Flower starts for each message. It forwards to the vault and does nothing else.
+
+A coordinator can ship code to this process, so this process holds nothing: no data, no model, no
+torch. It parses the request, asks the vault, and turns what the vault's gate released into a reply.
+What goes wrong inside the vault stays inside: only a `Refused` explains itself to the outside, because
+its words are about budgets and rules; any other error may quote data.
+"""
+
+import logging
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from isthmus.clients.connection import DomainVault, vault_for
+from isthmus.errors import BudgetExhausted, Refused
+from isthmus.records import Kind, RoundReply, RoundRequest
+
+app = ClientApp()
+
+_LOG = logging.getLogger(__name__)
+
+
+@app.query("catalogue")
+def catalogue(message: Message, context: Context) -> Message:
+    """Answer with the moments of the public catalogue text."""
+    return _answer(message, vault_for(context), Kind.CATALOGUE)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with a round of DP-SGD."""
+    return _answer(message, vault_for(context), Kind.UPDATE)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer with a noisy evaluation."""
+    return _answer(message, vault_for(context), Kind.METRIC)
+
+
+def _answer(message: Message, vault: DomainVault, kind: Kind) -> Message:
+    run, round_ = "", 0
+    try:
+        request = RoundRequest.from_records(message.content)
+        run, round_ = request.run, request.round
+        release = vault.release(kind, request)
+        reply = RoundReply(
+            domain=vault.name,
+            run=run,
+            round=round_,
+            arrays=release.payload.arrays,
+            values=release.payload.values,
+            epsilon=vault.epsilon(),
+        )
+    except Refused as refusal:
+        exhausted = isinstance(refusal, BudgetExhausted)
+        reply = RoundReply(domain=vault.name, run=run, round=round_, refusal=str(refusal), exhausted=exhausted)
+    except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
+        _LOG.exception("domain %s could not answer round %d of run %r", vault.name, round_, run)
+        reason = "an error in the domain; its own log says which (it may quote data, so it is not sent)"
+        reply = RoundReply(domain=vault.name, run=run, round=round_, refusal=reason)
+    return Message(reply.to_records(), reply_to=message)

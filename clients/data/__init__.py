@@ -1,0 +1,25 @@
+"""The raw-data side of a domain: readers, repairs, splits, and the import of foreign files.
+
+    data = load_domain_data(load_domain("shopping"))
+
+Files in reading order: `rawtext` (bytes), `tables` (layouts), `clock` (times), `catalogue` (items), `events`
+(interactions), `splits`, `domain` (all of it), `importing` (a domain folder from foreign files).
+"""
+
+from isthmus.clients.data.catalogue import Catalogue
+from isthmus.clients.data.domain import DataReport, DomainData, check_domain, fingerprint, load_domain_data
+from isthmus.clients.data.importing import ImportColumns, import_domain, propose_privacy
+from isthmus.clients.data.splits import Histories
+
+__all__ = [
+    "Catalogue",
+    "DataReport",
+    "DomainData",
+    "Histories",
+    "ImportColumns",
+    "check_domain",
+    "fingerprint",
+    "import_domain",
+    "load_domain_data",
+    "propose_privacy",
+]

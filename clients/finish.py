@@ -1,0 +1,88 @@
+"""After the last release: fit the private head, and see what everything was worth on the test items.
+
+    finished = finish_domain(vault, shipped, recipe, evaluation=..., seed=0, folder=Path("run/heads/books"))
+
+Everything in here is computed from private data without noise. It stays in the domain: in a simulation the
+report may show it, marked as raw, and no release can depend on it, because none follows.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isthmus.backbone_file import ShippedBackbone
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.blend import Signals
+from isthmus.clients.data import DomainData
+from isthmus.clients.head import Head, Method, fit_head, save_head
+from isthmus.clients.local_training import train_alone
+from isthmus.clients.scorers import rank_users
+from isthmus.clients.trainer import make_training_set
+from isthmus.config import EvaluationConfig
+from isthmus.records import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedDomain:
+    """One domain at the end of a run; all of it raw.
+
+    Attributes:
+        head: What the domain serves from now on.
+        ranks: (test users,) rank of the held-out item under each method; empty if no user can be tested.
+            `federated` is what the head serves: the best local method where there was no transfer.
+    """
+
+    head: Head
+    ranks: dict[Method, NDArray[np.int64]]
+
+
+def finish_domain(
+    data: DomainData,
+    features: NDArray[np.float32],
+    shipped: ShippedBackbone,
+    recipe: Recipe,
+    *,
+    evaluation: EvaluationConfig,
+    seed: int,
+    folder: Path,
+) -> FinishedDomain:
+    """Fit and save a domain's private head, and rank the test items under every method.
+
+    Args:
+        data: The domain.
+        features: (items, features) whitened text features.
+        shipped: The federation's backbone.
+        recipe: What it was trained under; the local-only backbone follows it too.
+        evaluation: How many users are looked at.
+        seed: Of every draw in here.
+        folder: Where the head is kept.
+    """
+    tensor = torch.from_numpy(features)
+    alone = train_alone(
+        make_training_set(data.train, features, recipe),
+        data,
+        backbone_config=recipe.backbone,
+        training=recipe.training,
+        seed=seed,
+    )
+    scorer, local_scorer = BackboneScorer(shipped.backbone, tensor), BackboneScorer(alone, tensor)
+    head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed)
+    save_head(head, folder)
+    users = np.flatnonzero(data.test >= 0)
+    if len(users) > evaluation.max_users:
+        users = np.sort(np.random.default_rng(0).choice(users, evaluation.max_users, replace=False))
+    if not len(users):
+        return FinishedDomain(head=head, ranks={})
+    signals = Signals.fit(data.before_test, features=features, backbone=scorer, local_backbone=local_scorer)
+    served = {method: method for method in Method} | {Method.FEDERATED: head.method}
+    ranks: dict[Method, NDArray[np.int64]] = {}
+    for method in Method:  # federated comes last: where it serves a local method, the ranks are known
+        ranks[method] = (
+            ranks[served[method]]
+            if served[method] in ranks
+            else rank_users(head.scorer(signals, served[method]), data.before_test, users, data.test[users])
+        )
+    return FinishedDomain(head=head, ranks=ranks)

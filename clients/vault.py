@@ -1,0 +1,236 @@
+"""The vault: a domain's data, trainer, policy and ledger behind three questions.
+
+    vault = Vault(load_domain("books"), ledger=Ledger("books/ledger.db"))
+    release = vault.release(Kind.UPDATE, request)     # or Refused, with the reason
+
+Limits come from the domain's own `domain.toml` and nowhere else: how many steps, how much noise and
+which norm are not in a request. The room in the ledger is checked before any table is opened, the
+charge is on disk before anything is computed, and the answer is what the gate hands out.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.data import DomainData, load_domain_data
+from isthmus.clients.evaluation import noisy_gain, validation_ndcg
+from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
+from isthmus.config import DomainConfig, FeatureConfig, load_domain
+from isthmus.errors import Refused
+from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
+from isthmus.privacy.accounting import NOTHING
+from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.gate import Gate, Payload, Release
+from isthmus.privacy.ledger import Charge, Ledger
+from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
+from isthmus.privacy.plan import DpSgdPlan, plan_for
+from isthmus.records import Kind, RoundRequest, arrays_digest
+
+
+class Vault:
+    """One domain.
+
+    Args:
+        config: Its own configuration.
+        ledger: Of its data set.
+        seed: Makes noise and batches repeatable; such a vault is **not private** and says so in every entry.
+        cache: Folder of encoded texts.
+        threads: Torch threads for encoding.
+    """
+
+    def __init__(
+        self,
+        config: DomainConfig,
+        *,
+        ledger: Ledger,
+        seed: int | None = None,
+        cache: Path | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.config = config
+        self.ledger = ledger
+        self.budget = PrivacyBudget(config.privacy.epsilon, config.privacy.delta)
+        self._seed = seed
+        self._cache = cache or default_cache_dir()
+        self._threads = threads
+        self._gate = Gate(ledger=ledger, budget=self.budget)
+        self._busy = threading.Lock()
+        self._texts: dict[str, NDArray[np.float32]] = {}
+        self._training_sets: dict[str, TrainingSet] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the domain."""
+        return self.config.name
+
+    @functools.cached_property
+    def plan(self) -> DpSgdPlan:
+        """How much noise the policy needs over its whole horizon."""
+        return plan_for(self.config.privacy)
+
+    @functools.cached_property
+    def data(self) -> DomainData:
+        """The domain's tables; opened at first use, which is after the first check of the ledger."""
+        return load_domain_data(self.config)
+
+    def epsilon(self) -> float:
+        """Spent so far, over all runs, at the budget's delta."""
+        return self.ledger.epsilon(self.budget.delta)
+
+    def release(self, kind: Kind, request: RoundRequest) -> Release:
+        """Answer one request.
+
+        Raises:
+            BudgetExhausted: If the ledger has no room; no table was opened.
+            Refused: If the request breaks a rule of the domain.
+        """
+        with self._busy:
+            event = {
+                Kind.CATALOGUE: lambda: NOTHING,
+                Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
+                Kind.METRIC: lambda: self.plan.metric_event,
+            }[kind]()
+            compute = self._mechanism(kind, request)
+            if not self.ledger.is_charged(request.run, request.round, kind.value):
+                self.ledger.require_room([event], self.budget, what=f"the {kind} of round {request.round}")
+            charge = Charge(
+                dataset=self.data.fingerprint,
+                run=request.run,
+                round=request.round,
+                kind=kind.value,
+                request=request.digest(kind),
+                event=event,
+                private=self._seed is None,
+            )
+            return self._gate.release(charge, compute)
+
+    def encoded(self, encoder: str) -> NDArray[np.float32]:
+        """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""
+        if encoder not in self._texts:
+            texts = self.data.catalogue.texts
+            self._texts[encoder] = encode_texts(texts, encoder, cache_dir=self._cache, threads=self._threads)
+        return self._texts[encoder]
+
+    def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:
+        """(items, features) whitened text features of the catalogue."""
+        return whitening.apply(self.encoded(config.encoder))
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self.ledger.close()
+
+    def _mechanism(self, kind: Kind, request: RoundRequest) -> Callable[[], Payload]:
+        """What computes the answer; everything that can be refused without data is refused here."""
+        if kind is Kind.CATALOGUE:
+            if not self.config.items.public:
+                raise Refused("the catalogue is not public (`items.public` in domain.toml), so nothing is said of it")
+            return functools.partial(self._catalogue, request)
+        whitening = self._whitening(request)
+        backbone = _backbone(request, whitening)
+        mechanism = self._train if kind is Kind.UPDATE else self._evaluate
+        return functools.partial(mechanism, request, backbone, whitening, self._randomness(kind, request))
+
+    def _catalogue(self, request: RoundRequest) -> Payload:
+        moments = text_moments(self.encoded(request.recipe.features.encoder))
+        arrays = {"mean": moments.mean.astype(np.float32), "second": moments.second.astype(np.float32)}
+        return Payload(arrays=arrays, values={"count": float(moments.count)})
+
+    def _train(
+        self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
+    ) -> Payload:
+        update = train_round(
+            backbone,
+            self._training_set(request, whitening),
+            training=request.recipe.training,
+            policy=self.config.privacy,
+            plan=self.plan,
+            proximal_mu=request.proximal_mu,
+            randomness=randomness,
+        )
+        return Payload(arrays=update)
+
+    def _evaluate(
+        self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
+    ) -> Payload:
+        features = torch.from_numpy(self.features(request.recipe.features, whitening))
+        prior = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
+        gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
+            BackboneScorer(prior, features), self.data
+        )
+        return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
+
+    def _training_set(self, request: RoundRequest, whitening: Whitening) -> TrainingSet:
+        """What is trained on; the same from round to round, so it is kept."""
+        key = request.recipe.model_dump_json()
+        if key not in self._training_sets:
+            features = self.features(request.recipe.features, whitening)
+            training_set = make_training_set(self.data.train, features, request.recipe)
+            self._training_sets = {key: training_set}
+        return self._training_sets[key]
+
+    def _whitening(self, request: RoundRequest) -> Whitening:
+        """The whitening that the recipe names: sent along, or kept from an earlier request."""
+        digest = request.recipe.whitening
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise Refused(f"the recipe must name its whitening by 64 hex digits, got {digest[:70]!r}")
+        kept = self._cache / "whitening" / f"{digest}.safetensors"
+        arrays = request.whitening
+        if arrays:
+            if arrays_digest(arrays).hex() != digest or set(arrays) != {"mean", "matrix"}:
+                raise Refused("the whitening that came along is not the one that the recipe names")
+            if not all(np.isfinite(array).all() for array in arrays.values()):
+                raise Refused("the whitening that came along is not finite")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(f".{threading.get_native_id()}.part")
+            save_file(arrays, partial)
+            partial.replace(kept)
+        elif kept.is_file():
+            arrays = load_file(kept)
+        else:
+            raise Refused(f"whitening {digest[:12]} is not known here; send it along")
+        return Whitening(mean=arrays["mean"], matrix=arrays["matrix"])
+
+    def _randomness(self, kind: Kind, request: RoundRequest) -> Randomness:
+        if self._seed is None:
+            return SecureRandomness()
+        return SeededRandomness(self._seed, self.name, request.run, request.round, kind.value)
+
+
+def open_seat(seat: dict[str, Any]) -> Vault:
+    """The vault at one seat of a simulation's plan: a folder, a ledger, and how to run."""
+    torch.set_num_threads(seat["threads"])
+    return Vault(
+        load_domain(seat["folder"]),
+        ledger=Ledger(seat["ledger"]),
+        seed=seat["seed"],
+        cache=Path(seat["cache"]),
+        threads=seat["threads"],
+    )
+
+
+def _backbone(request: RoundRequest, whitening: Whitening) -> Backbone:
+    """A backbone with the request's parameters.
+
+    Raises:
+        Refused: If they are not exactly the parameters of the recipe's shape, finite.
+    """
+    backbone = Backbone(whitening.matrix.shape[1], request.recipe.backbone)
+    shared = shared_parameters(backbone)
+    if request.arrays.keys() != shared.keys():
+        raise Refused(f"the request's parameters are not those of its recipe: {sorted(request.arrays)[:5]}")
+    for name, parameter in shared.items():
+        array = request.arrays[name]
+        if array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
+            raise Refused(f"parameter {name!r} must be finite and of shape {tuple(parameter.shape)}, got {array.shape}")
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(array.copy()))
+    return backbone

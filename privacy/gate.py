@@ -1,0 +1,110 @@
+"""The gate: the one way out of a domain.
+
+    gate = Gate(ledger=ledger, budget=budget)
+    release = gate.release(charge, lambda: Payload(arrays={...}, values={...}))
+
+`Gate.release` is the only code that makes a `Release`, and a `Release` is the only thing that a
+client turns into a reply. It charges, then lets the caller compute, then keeps the result, then
+hands it out; in that order, in one place. What computes is given as a function, so that nothing
+can be computed from private data before it is paid for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from isthmus.errors import Refused
+from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.ledger import Charge, Ledger, LedgerEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a mechanism computed, noise included.
+
+    Attributes:
+        arrays: Named tensors.
+        values: Named numbers.
+    """
+
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+
+_GATE_ONLY = object()
+
+
+class Release:
+    """A payload that was paid for: the proof is its ledger entry. Only a `Gate` makes one.
+
+    Attributes:
+        payload: What leaves.
+        entry: The line of the ledger that paid for it.
+    """
+
+    __slots__ = ("entry", "payload")
+
+    def __init__(self, payload: Payload, entry: LedgerEntry, *, made_by: object) -> None:
+        if made_by is not _GATE_ONLY:
+            raise Refused("a Release is made by Gate.release and by nothing else")
+        self.payload = payload
+        self.entry = entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The way out of one domain.
+
+    Attributes:
+        ledger: Where every release is paid for.
+        budget: Limit over all of them.
+    """
+
+    ledger: Ledger
+    budget: PrivacyBudget
+
+    def release(self, charge: Charge, compute: Callable[[], Payload]) -> Release:
+        """Pay for a release, compute it, keep it, hand it out.
+
+        Args:
+            charge: What it costs and what it answers.
+            compute: Makes the payload, noise included; only called once the charge is on disk.
+
+        Raises:
+            BudgetExhausted: If there is no room; `compute` was not called.
+            Refused: If this is a replay with other content, or the payload is not finite.
+
+        Guarantees:
+            - `compute` runs only after the charge is durable.
+            - What is returned was kept before it was returned: asked again, the same bytes come back.
+            - A payload with a NaN or an infinity is refused; it stays paid for.
+        """
+        entry = self.ledger.charge(charge, self.budget)  # 1. pay, durably
+        kept = self.ledger.kept_release(entry)
+        if kept is None:
+            payload = compute()  # 2. compute
+            kept = self.ledger.keep_release(entry, _pack(payload))  # 3. keep
+        return Release(_unpack(kept), entry, made_by=_GATE_ONLY)  # 4. hand out
+
+
+def _pack(payload: Payload) -> bytes:
+    tensors: dict[str, NDArray[np.float32] | NDArray[np.float64]] = {}
+    for name, array in payload.arrays.items():
+        tensors[f"array/{name}"] = np.ascontiguousarray(array, dtype=np.float32)
+    for name, value in payload.values.items():
+        tensors[f"value/{name}"] = np.array([value], dtype=np.float64)
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise Refused(f"{name.partition('/')[2]!r} is not finite, so it does not leave; its cost stays charged")
+    return bytes(save(tensors))
+
+
+def _unpack(packed: bytes) -> Payload:
+    tensors = load(packed)
+    return Payload(
+        arrays={name.removeprefix("array/"): t for name, t in tensors.items() if name.startswith("array/")},
+        values={name.removeprefix("value/"): float(t[0]) for name, t in tensors.items() if name.startswith("value/")},
+    )

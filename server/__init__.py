@@ -1,0 +1,1 @@
+"""What the coordinator runs: the ServerApp, its round loop, and the checkpoints it resumes from."""

@@ -1,0 +1,50 @@
+"""The ServerApp: reads what the run is from Flower's run configuration and starts the round loop.
+
+    app = make_app()             # for a SuperLink
+    app = make_app(listener)     # for a simulation that wants to watch
+
+The same object runs on the in-process grid, on Ray and on a SuperLink. The run configuration holds
+`federation` (a file), `folder` (of the run), `run` (its id), `rounds`, and `seed`: -1 for a run whose
+first backbone is drawn freshly.
+"""
+
+import functools
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from isthmus.config import load_federation
+from isthmus.errors import RunError
+from isthmus.server.checkpoint import RunState
+from isthmus.server.loop import Listener, run_rounds
+
+
+def _silent(state: RunState) -> None:
+    """The listener of a run that nobody watches."""
+
+
+def make_app(listener: Listener = _silent) -> ServerApp:
+    """A ServerApp that runs the federation named in its run configuration.
+
+    Args:
+        listener: Told the state before the first round of this process and after each finished one.
+    """
+    server = ServerApp()
+    server.main()(functools.partial(_main, listener))
+    return server
+
+
+def _main(listener: Listener, grid: Grid, context: Context) -> None:
+    settings = context.run_config
+    try:
+        federation = load_federation(str(settings["federation"]))
+        run, folder = str(settings["run"]), Path(str(settings["folder"]))
+        rounds, seed = int(settings["rounds"]), int(settings["seed"])
+    except KeyError as error:
+        raise RunError(f"the run configuration lacks {error}; start a run with `isthmus simulate`") from None
+    federation = federation.model_copy(update={"seed": None if seed < 0 else seed})
+    run_rounds(grid, federation, run=run, rounds=rounds, folder=folder, listener=listener)
+
+
+app = make_app()

@@ -1,0 +1,183 @@
+"""The round loop: from a first contact with every domain to the backbone that is shipped.
+
+    state = run_rounds(grid, federation, run="r1", folder=Path("out"), listener=print_rounds)
+
+Flower's `Strategy.start` can neither resume nor report, so the loop is ours, over the same three
+calls: `configure_train`, `send_and_receive`, `aggregate_train`. Each finished round is on disk before the
+next one starts.
+
+The shipped backbone is the evaluated one with the highest noisy gain over the text prior, and the prior
+itself where none is above it. That choice looks at released, noisy figures only.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MessageType
+from flwr.serverapp import Grid
+
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.config import FederationConfig
+from isthmus.errors import Refused, RunError
+from isthmus.features import TextMoments, Whitening, fit_whitening
+from isthmus.records import (
+    Arrays,
+    Kind,
+    Recipe,
+    RoundReply,
+    RoundRequest,
+    arrays_digest,
+    from_array_record,
+    to_array_record,
+)
+from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
+from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
+from isthmus.strategies.guarded import OK, Guarded, mean_update
+
+Listener = Callable[[RunState], None]
+"""Told the state after each finished round (and once before the first)."""
+
+
+def run_rounds(  # noqa: PLR0913 - keyword-only
+    grid: Grid, federation: FederationConfig, *, run: str, rounds: int, folder: Path, listener: Listener
+) -> RunState:
+    """Run a federation to its last round, from wherever an earlier process left off.
+
+    Args:
+        grid: Flower grid that reaches the domains.
+        federation: The recipe.
+        run: Id of the run.
+        rounds: Last round.
+        folder: Where the checkpoint lives.
+        listener: Told about progress.
+
+    Raises:
+        RunError: If no domain answers, or the checkpoint is another run's.
+    """
+    # 1. Meet the domains: their names, and the moments of their public text.
+    roster, moments = _introduce(grid, federation, run)
+    checkpoint = folder / "checkpoint.safetensors"
+    state = load_checkpoint(checkpoint, run=run, digest=federation.digest())
+    if state is None:
+        state = _first_state(federation, moments, run)
+        save_checkpoint(checkpoint, state)
+    recipe = _recipe(federation, arrays_digest(state.whitening).hex())
+    strategy = make_strategy(federation.strategy, run=run, roster=roster)
+    restore_strategy(strategy, state.strategy)
+    listener(state)
+    for round_ in range(state.round + 1, rounds + 1):
+        # 2. Everyone who has not seen the whitening from this process gets it along.
+        strategy.whitening = to_array_record(state.whitening) if round_ == state.round + 1 else None
+        state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_))
+        save_checkpoint(checkpoint, state)
+        listener(state)
+        if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
+            break  # nobody has anything left to give; asking again changes nothing
+    return state
+
+
+def _one_round(
+    grid: Grid, federation: FederationConfig, strategy: Guarded, recipe: Recipe, state: RunState
+) -> RunState:
+    """Train, aggregate, perhaps evaluate: the state after round `state.round`."""
+    ask = RoundRequest(run=state.run, round=state.round, recipe=recipe)
+    before = to_array_record(state.arrays)
+    # 3. Ask every domain for an update; average what passes validation.
+    replies = grid.send_and_receive(strategy.configure_train(state.round, before, ask.config(), grid))
+    after, _ = strategy.aggregate_train(state.round, replies)
+    outcomes = strategy.outcomes
+    arrays = state.arrays if after is None else _float32(after)
+    record = RoundRecord(round=state.round, update_norm=mean_update(state.arrays, arrays), outcomes=outcomes)
+    state = replace(state, arrays=arrays, strategy=strategy_state(strategy))
+    # 4. Every so often, ask what the new backbone is worth, in noisy figures.
+    every = federation.strategy.evaluate_every
+    if every and state.round % every == 0 and after is not None:
+        replies = grid.send_and_receive(
+            strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid)
+        )
+        metrics = strategy.aggregate_evaluate(state.round, replies)
+        record = replace(record, evaluations=strategy.outcomes)
+        if metrics is not None:
+            gain, stddev = float(metrics["gain"]), float(metrics["gain-stddev"])  # type: ignore[arg-type]
+            record = replace(record, gain=gain, gain_stddev=stddev)
+            if gain > state.best_gain:
+                state = replace(state, best=arrays, best_round=state.round, best_gain=gain)
+    return replace(state, history=(*state.history, record))
+
+
+def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict[int, str], dict[str, TextMoments]]:
+    """Ask every node who it is and for its public text moments; (node to name, name to moments)."""
+    request = RoundRequest(run=run, round=0, recipe=_recipe(federation, ""))
+    messages = [
+        Message(request.to_records(), node, f"{MessageType.QUERY}.{Kind.CATALOGUE}") for node in grid.get_node_ids()
+    ]
+    roster: dict[int, str] = {}
+    moments: dict[str, TextMoments] = {}
+    refusals = []
+    for message in grid.send_and_receive(messages):
+        if message.has_error():
+            refusals.append(f"node {message.metadata.src_node_id}: {message.error.reason}")
+            continue
+        try:
+            reply = RoundReply.from_records(message.content)
+            if reply.refusal:
+                raise Refused(f"{reply.domain}: {reply.refusal}")
+            if reply.domain in moments:
+                raise Refused(f"two nodes say they are {reply.domain!r}")
+            moments[reply.domain] = TextMoments(
+                count=int(reply.values["count"]),
+                mean=reply.arrays["mean"].astype(np.float64),
+                second=reply.arrays["second"].astype(np.float64),
+            )
+            roster[message.metadata.src_node_id] = reply.domain
+        except (Refused, KeyError) as error:
+            refusals.append(str(error))
+    if not roster:
+        raise RunError("no domain joined the run: " + ("; ".join(refusals) or "no node is connected"))
+    return roster, moments
+
+
+def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], run: str) -> RunState:
+    """Before the first round: the common axes, and a backbone that is the text prior."""
+    features = federation.features
+    whitening = fit_whitening([moments[name] for name in sorted(moments)], eps=features.whitening_eps, dim=features.dim)
+    with torch.random.fork_rng(devices=[]):
+        if federation.seed is not None:
+            torch.manual_seed(federation.seed)
+        else:
+            torch.seed()
+        backbone = Backbone(whitening.matrix.shape[1], federation.backbone)
+    arrays = {name: parameter.detach().numpy().copy() for name, parameter in shared_parameters(backbone).items()}
+    return RunState(
+        run=run,
+        digest=federation.digest(),
+        round=0,
+        arrays=arrays,
+        best=arrays,
+        best_round=0,
+        best_gain=0.0,
+        whitening=_whitening_arrays(whitening),
+        strategy={},
+    )
+
+
+def _recipe(federation: FederationConfig, whitening: str) -> Recipe:
+    return Recipe(
+        features=federation.features,
+        backbone=federation.backbone,
+        training=federation.training,
+        whitening=whitening,
+    )
+
+
+def _whitening_arrays(whitening: Whitening) -> Arrays:
+    return {"mean": whitening.mean, "matrix": np.ascontiguousarray(whitening.matrix)}
+
+
+def _float32(record: ArrayRecord) -> Arrays:
+    """Flower averages in the dtype that numpy promotes to; what is shared stays float32."""
+    arrays = {name: packed.numpy().astype(np.float32) for name, packed in record.items()}
+    return from_array_record(to_array_record(arrays))

@@ -1,0 +1,24 @@
+"""From a run's state to the backbone that everybody gets.
+
+shipped = shipped_backbone(state, federation)
+"""
+
+import torch
+
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone_file import ShippedBackbone
+from isthmus.config import FederationConfig
+from isthmus.features import Whitening
+from isthmus.server.checkpoint import RunState
+
+
+def shipped_backbone(state: RunState, federation: FederationConfig) -> ShippedBackbone:
+    """The best evaluated backbone of a run, ready to score."""
+    whitening = Whitening(mean=state.whitening["mean"], matrix=state.whitening["matrix"])
+    backbone = Backbone(whitening.matrix.shape[1], federation.backbone)
+    with torch.no_grad():
+        for name, parameter in shared_parameters(backbone).items():
+            parameter.copy_(torch.from_numpy(state.best[name]))
+    return ShippedBackbone(
+        backbone=backbone.eval(), whitening=whitening, features=federation.features, round=state.best_round
+    )

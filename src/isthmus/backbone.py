@@ -1,0 +1,135 @@
+"""The shared backbone: from a history of item features to what the next item's features look like.
+
+    backbone = Backbone(features=384, config=BackboneConfig())
+    query = backbone(histories)            # (users, positions, features)
+    scores = query[:, -1] @ catalogue.T    # (users, items)
+
+It starts as the training-free text prior, a decayed sum of the last items' features scaled to length
+1, and learns a residual around it: `query = prior + head(encoder(adaptor(history)))`, where the head starts at
+zero. So an untrained backbone *is* the prior, and can be compared with it at every round.
+
+Every parameter is met once per user in the forward pass (no tied weights, no in-batch statistics,
+no whole-catalogue tensor in a hooked layer), which is what exact per-user clipping needs. The
+attention is plain Linear layers and `scaled_dot_product_attention` for the same reason.
+
+References: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (the encoder);
+Hou et al., "Towards Universal Sequence Representation Learning for Recommender Systems", KDD 2022
+(text features and an adaptor); Xiong et al., "On Layer Normalization in the Transformer
+Architecture", ICML 2020 (pre-LN).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isthmus.config import BackboneConfig
+
+
+class Positions(nn.Module):
+    """Adds a learned vector to each position of a history."""
+
+    def __init__(self, positions: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(positions, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(users, positions, width) to the same shape; histories may be shorter than the table."""
+        return x + self.weight[: x.shape[1]]
+
+
+class Block(nn.Module):
+    """Pre-LN causal transformer block."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, config.feedforward)
+        self.contract = nn.Linear(config.feedforward, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(users, positions, width) to the same shape; a position sees itself and older ones."""
+        normed = self.norm_attention(x)
+        attended = functional.scaled_dot_product_attention(
+            self._split(self.query(normed)),
+            self._split(self.key(normed)),
+            self._split(self.value(normed)),
+            is_causal=True,
+        )
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
+        x = x + self.contract(functional.gelu(self.expand(self.norm_feedforward(x))))
+        return x
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(users, positions, width) to (users, heads, positions, width / heads)."""
+        users, positions, width = x.shape
+        return x.view(users, positions, self.heads, width // self.heads).transpose(1, 2)
+
+
+class Backbone(nn.Module):
+    """The shared sequence encoder.
+
+    Args:
+        features: Dimensions of an item's whitened text features.
+        config: Its shape.
+
+    Every parameter is shared: what is private to a domain (co-occurrence, popularity, blend weights) lives in
+    `isthmus.clients.head` and is not a parameter of this module.
+    """
+
+    def __init__(self, features: int, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.adaptor = nn.Linear(features, config.width)
+        self.positions = Positions(config.positions, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, features, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Predict the features of the item after each position.
+
+        Args:
+            history: (users, positions, features) of each user's items, oldest first, padded with zeros at the
+                end. Attention is causal, so padding changes nothing at the positions before it.
+
+        Returns:
+            (users, positions, features); row t has seen items 0 to t.
+        """
+        return self.prior(history) + self.residual(history)
+
+    def residual(self, history: Tensor) -> Tensor:
+        """What is learned: (users, positions, features) to the same shape."""
+        # Rows of unit length have entries of about 1 / sqrt(features); the adaptor's start expects about 1.
+        x: Tensor = self.positions(self.adaptor(history * math.sqrt(history.shape[2])))
+        for block in self.blocks:
+            x = block(x)
+        x = self.head(self.norm(x))
+        return x
+
+    def prior(self, history: Tensor) -> Tensor:
+        """The text prior: direction of the decayed sum of the last items' features, same shape as `history`."""
+        steps = torch.arange(history.shape[1])
+        age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
+        weight = torch.where(
+            (age >= 0) & (age < self.config.prior_items),
+            torch.tensor(self.config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
+            torch.zeros((), dtype=history.dtype),
+        )
+        total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
+        scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
+        return scaled
+
+
+def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """The parameters that travel and are trained under privacy, by name: the one place that says which."""
+    return dict(backbone.named_parameters())

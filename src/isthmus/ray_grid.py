@@ -1,0 +1,70 @@
+"""The Ray grid: the same apps and the same messages, answered by worker processes on many cores or machines.
+
+    with RayGrid(client_app, nodes=50, run_config={...}) as grid:
+        server_app(grid, grid.server_context())
+
+Each node is always answered by the same worker, so its vault is opened once and stays warm. Ray takes some
+seconds to start and memory per worker: it pays when a round of all domains takes longer than that on one core.
+Needs the extra `isthmus[ray]`.
+"""
+
+import importlib
+import os
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from isthmus.errors import ConfigError
+from isthmus.grid import InProcessGrid, RunConfig, answer, take_identity
+
+
+class Worker:
+    """Answers for some nodes, in a process of its own."""
+
+    def __init__(self, app: ClientApp, contexts: dict[int, Context], run_id: int) -> None:
+        take_identity(run_id)
+        self._app = app
+        self._contexts = contexts
+
+    def answer(self, message: Message) -> Message:
+        """The reply of the node that the message is for."""
+        return answer(self._app, message, self._contexts[message.metadata.dst_node_id])
+
+
+class RayGrid(InProcessGrid):
+    """Carries messages to a ClientApp in Ray workers.
+
+    Args:
+        client_app: Flower ClientApp that every node runs.
+        nodes: Number of nodes.
+        run_config: What both apps find in their context.
+
+    Raises:
+        ConfigError: If Ray is not installed.
+    """
+
+    def __init__(self, client_app: ClientApp, *, nodes: int, run_config: RunConfig) -> None:
+        super().__init__(client_app, nodes=nodes, run_config=run_config)
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError:
+            raise ConfigError("the ray backend needs Ray: pip install 'isthmus[ray]', or use in-process") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        count = max(1, min(nodes, int(self._ray.cluster_resources().get("CPU", 1))))
+        remote = self._ray.remote(num_cpus=1)(Worker)
+        self._workers = [remote.remote(client_app, self._contexts, self._run.run_id) for _ in range(count)]
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._ray.shutdown()
+
+    def _deliver(self, message_id: str, message: Message) -> None:
+        node = list(self._contexts).index(message.metadata.dst_node_id)
+        self._replies[message_id] = self._workers[node % len(self._workers)].answer.remote(message)
+
+    def _collect(self, message_id: str) -> Message:
+        reply: Message = self._ray.get(self._replies.pop(message_id))
+        return reply

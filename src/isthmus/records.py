@@ -1,0 +1,231 @@
+"""What travels between server and domain, as Flower records.
+
+    content = request.to_records()                  # RecordDict for a Flower Message
+    request = RoundRequest.from_records(content)    # refuses what is not one
+
+A request carries shared parameters and the recipe; a reply carries a release or a refusal. Both
+sides parse the other's message as hostile input: a wrong protocol version, key, type or shape is
+`Refused` with the reason, and nothing in here ever unpickles.
+"""
+
+import enum
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from isthmus.config import BackboneConfig, FeatureConfig, Section, TrainingConfig
+from isthmus.errors import Refused
+
+PROTOCOL = 1
+"""Version of the messages; both sides must speak the same."""
+
+Arrays = dict[str, NDArray[np.float32]]
+
+ARRAYS, VALUES, CONFIG, WHITENING = "arrays", "values", "config", "whitening"
+
+
+class Kind(enum.StrEnum):
+    """What a release is computed by, and the name under which the ledger keeps it."""
+
+    CATALOGUE = "catalogue"  # moments of the public catalogue text
+    UPDATE = "update"  # a round of DP-SGD
+    METRIC = "metric"  # noisy validation gain and user count
+
+
+class Recipe(Section):
+    """What every domain must do alike for its update to mean the same: shape, features, optimisation."""
+
+    features: FeatureConfig
+    backbone: BackboneConfig
+    training: TrainingConfig
+    whitening: str
+    """Digest of the whitening that makes the features; empty before there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRequest:
+    """What the server asks of a domain.
+
+    Attributes:
+        run: Of the federation.
+        round: Of the run, from 1; 0 for the catalogue.
+        recipe: Shared settings.
+        arrays: Shared parameters by name.
+        whitening: Arrays of the whitening that the recipe names, where it is sent along.
+        proximal_mu: FedProx's pull towards the shared parameters.
+    """
+
+    run: str
+    round: int
+    recipe: Recipe
+    arrays: Arrays = field(default_factory=dict)
+    whitening: Arrays = field(default_factory=dict)
+    proximal_mu: float = 0.0
+
+    def digest(self, kind: Kind) -> bytes:
+        """Hash of everything that a release of this kind depends on besides the domain's data.
+
+        The whitening counts by the digest in the recipe, so sending it along again does not change the request.
+        """
+        running = hashlib.sha256(f"{PROTOCOL}\n{kind}\n{self.run}\n{self.round}\n{self.proximal_mu!r}\n".encode())
+        running.update(self.recipe.model_dump_json().encode())
+        running.update(arrays_digest(self.arrays))
+        return running.digest()
+
+    def config(self) -> ConfigRecord:
+        """Everything but the arrays; Flower's strategies add `server-round` (and `proximal-mu`)."""
+        return ConfigRecord({"protocol": PROTOCOL, "run": self.run, "recipe": self.recipe.model_dump_json()})
+
+    def to_records(self) -> RecordDict:
+        """The content of a message that asks this."""
+        config = self.config()
+        config["server-round"] = self.round
+        config["proximal-mu"] = self.proximal_mu
+        records = RecordDict({ARRAYS: to_array_record(self.arrays), CONFIG: config})
+        if self.whitening:
+            records[WHITENING] = to_array_record(self.whitening)
+        return records
+
+    @staticmethod
+    def from_records(content: RecordDict) -> "RoundRequest":
+        """Parse a message.
+
+        Raises:
+            Refused: If it is not a request of this protocol.
+        """
+        config = _section(content.config_records, CONFIG)
+        _require_protocol(config)
+        try:
+            recipe = Recipe.model_validate_json(_typed(config, "recipe", str))
+        except ValidationError as error:
+            raise Refused(f"the request's recipe is not valid: {error.errors()[0]['msg']}") from None
+        return RoundRequest(
+            run=_typed(config, "run", str),
+            round=_typed(config, "server-round", int),
+            recipe=recipe,
+            arrays=from_array_record(_section(content.array_records, ARRAYS)),
+            whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
+            proximal_mu=_typed(config, "proximal-mu", float) if "proximal-mu" in config else 0.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReply:
+    """What a domain answers.
+
+    Attributes:
+        domain: Its name.
+        run: Echo of the request.
+        round: Echo of the request.
+        arrays: Of the release.
+        values: Of the release.
+        refusal: Why there is no release; empty if there is one.
+        exhausted: Whether the refusal is about the budget, so that asking again is pointless.
+        epsilon: Spent by the domain so far, by its own ledger; for progress only, never for accounting.
+    """
+
+    domain: str
+    run: str
+    round: int
+    arrays: Arrays = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    refusal: str = ""
+    exhausted: bool = False
+    epsilon: float = 0.0
+
+    def to_records(self) -> RecordDict:
+        """The content of a message that answers this."""
+        config = ConfigRecord(
+            {
+                "protocol": PROTOCOL,
+                "domain": self.domain,
+                "run": self.run,
+                "server-round": self.round,
+                "refusal": self.refusal,
+                "exhausted": self.exhausted,
+                "epsilon": self.epsilon,
+            }
+        )
+        return RecordDict(
+            {ARRAYS: to_array_record(self.arrays), VALUES: MetricRecord(dict(self.values)), CONFIG: config}
+        )
+
+    @staticmethod
+    def from_records(content: RecordDict) -> "RoundReply":
+        """Parse a message.
+
+        Raises:
+            Refused: If it is not a reply of this protocol.
+        """
+        config = _section(content.config_records, CONFIG)
+        _require_protocol(config)
+        values = dict(_section(content.metric_records, VALUES))
+        if not all(isinstance(value, float | int) for value in values.values()):
+            raise Refused("the reply's values must be numbers")
+        return RoundReply(
+            domain=_typed(config, "domain", str),
+            run=_typed(config, "run", str),
+            round=_typed(config, "server-round", int),
+            arrays=from_array_record(_section(content.array_records, ARRAYS)),
+            values={name: float(value) for name, value in values.items()},
+            refusal=_typed(config, "refusal", str),
+            exhausted=_typed(config, "exhausted", bool),
+            epsilon=_typed(config, "epsilon", float),
+        )
+
+
+def arrays_digest(arrays: Arrays) -> bytes:
+    """Hash of named tensors: names, shapes and values, in name order."""
+    running = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        running.update(f"\n{name}{array.shape}".encode())
+        running.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    return running.digest()
+
+
+def to_array_record(arrays: Arrays) -> ArrayRecord:
+    """Named float32 tensors as a Flower record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(array, dtype=np.float32)) for name, array in arrays.items()})
+
+
+def from_array_record(record: ArrayRecord) -> Arrays:
+    """Named float32 tensors of a Flower record.
+
+    Raises:
+        Refused: If a tensor has another dtype or cannot be read.
+    """
+    arrays: Arrays = {}
+    for name, packed in record.items():
+        if packed.dtype != "float32":
+            raise Refused(f"tensor {name!r} has dtype {packed.dtype!r}; only float32 is exchanged")
+        try:
+            array = packed.numpy()
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise Refused(f"tensor {name!r} cannot be read: {error}") from None
+        if array.dtype != np.float32 or list(array.shape) != list(packed.shape):
+            raise Refused(f"tensor {name!r} is not what its header says: {array.dtype}, {array.shape}")
+        arrays[name] = array
+    return arrays
+
+
+def _section(records: Any, name: str) -> Any:
+    if name not in records:
+        raise Refused(f"the message has no record {name!r}; it has {sorted(records)}")
+    return records[name]
+
+
+def _typed(config: ConfigRecord, key: str, kind: type) -> Any:
+    value = config.get(key)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise Refused(f"the message's {key!r} must be a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _require_protocol(config: ConfigRecord) -> None:
+    if config.get("protocol") != PROTOCOL:
+        raise Refused(f"the message speaks protocol {config.get('protocol')!r}, this side speaks {PROTOCOL}")

@@ -1,0 +1,81 @@
+"""The verdict on a run in words, the same for the page, its figures and the terminal.
+
+    headline(result)       # "5 domains, 10 rounds, epsilon at most 7.98 each; transfer helps 3 of 5."
+    verdict(domain).words   # "transfer helps"
+
+Whether transfer helps is read from the paired 95% interval alone: it helps where the interval is above
+zero, hurts where it is below, and is otherwise undecided.
+"""
+
+import enum
+
+from isthmus.report import numbers
+from isthmus.report.result import DomainResult, Method, Result
+
+METHODS: dict[Method, str] = {
+    "federated": "Federated",
+    "local_only": "Local only",
+    "item_cf": "Item-CF",
+    "text_knn": "Text neighbours",
+    "popularity": "Popularity",
+}
+"""Methods in the order of every table and figure, with the names that people read."""
+
+
+class Verdict(enum.Enum):
+    """Does transfer help a domain? The value is a symbol and words that stand by themselves."""
+
+    HELPS = ("▲", "transfer helps")
+    HURTS = ("▼", "transfer hurts")
+    UNDECIDED = ("=", "no clear difference")
+    UNTESTED = ("?", "no test users")
+
+    @property
+    def symbol(self) -> str:
+        """One character, so that colour is never the only sign."""
+        return self.value[0]
+
+    @property
+    def words(self) -> str:
+        """What to print."""
+        return self.value[1]
+
+
+def verdict(domain: DomainResult) -> Verdict:
+    """Whether transfer helped, by the paired interval against the best local method."""
+    if domain.transfer_gain is None:
+        return Verdict.UNTESTED
+    low, high = domain.transfer_gain.ci95
+    if low > 0:
+        return Verdict.HELPS
+    return Verdict.HURTS if high < 0 else Verdict.UNDECIDED
+
+
+def headline(result: Result) -> str:
+    """The run in one sentence."""
+    domains = result.domains.values()
+    nominal = "" if result.federation.private else "nominal "
+    spent = numbers.epsilon(max(domain.epsilon for domain in domains))
+    start = (
+        f"{numbers.plural(len(domains), 'domain')}, {numbers.plural(result.federation.rounds, 'round')}, "
+        f"{nominal}epsilon at most {spent} each"
+    )
+    tested = [verdict(domain) for domain in domains if domain.test_users]
+    if not tested:
+        return f"{start}; no domain had test users."
+    hurt = tested.count(Verdict.HURTS)
+    harm = f" and hurts {hurt}" if hurt else ""
+    return f"{start}; transfer helps {tested.count(Verdict.HELPS)} of {len(tested)}{harm}."
+
+
+def not_private(result: Result) -> str:
+    """Why a seeded run claims no privacy, in plain words; empty for a private run."""
+    if result.federation.private:
+        return ""
+    seed = result.federation.seed
+    source = "its seed" if seed is None else f"seed {seed}"
+    return (
+        f"Anyone who knows {source} can compute the noise again and subtract it. Every epsilon shown is nominal: "
+        "what the same settings would spend with secret noise. "
+        "Run without a seed for noise that nobody can predict."
+    )

@@ -1,0 +1,161 @@
+"""Check a simulation before any table is opened.
+
+    simulation = prepare("demo/federation.toml", out="isthmus-run", backend="in-process")
+
+Configuration, run folder and the room in every ledger: what cannot run is refused here, when nothing has been
+read, trained or charged yet.
+"""
+
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
+from isthmus.durable import write_durably
+from isthmus.errors import BudgetExhausted, ConfigError, RunError
+from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.plan import plan_for
+from isthmus.records import Kind
+
+Backend = Literal["in-process", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A run that was checked and may start.
+
+    Attributes:
+        file: Federation file.
+        federation: What it says, with the run's seed.
+        domains: In the file's order.
+        out: Run folder.
+        run: Id of the run.
+        rounds: Last round.
+        backend: What carries the messages.
+    """
+
+    file: Path
+    federation: FederationConfig
+    domains: tuple[DomainConfig, ...]
+    out: Path
+    run: str
+    rounds: int
+    backend: Backend
+
+    @property
+    def plan(self) -> Path:
+        """Which vault sits at which partition."""
+        return self.out / "plan.json"
+
+    @property
+    def private(self) -> bool:
+        """Whether the noise cannot be repeated."""
+        return self.federation.seed is None
+
+    def ledger_path(self, domain: DomainConfig) -> Path:
+        """Where a domain's spending is written down in this run."""
+        return domain.ledger_path if self.private else self.out / "ledgers" / f"{domain.name}.db"
+
+
+def prepare(
+    file: str | Path, *, out: str | Path, rounds: int | None = None, seed: int | None = None, backend: Backend
+) -> Simulation:
+    """Check a run before any table is opened: configuration, run folder, and room in every ledger.
+
+    Args:
+        file: Federation file.
+        out: Run folder; made if absent, continued if it holds the same run.
+        rounds: Instead of the file's.
+        seed: Instead of the file's.
+        backend: `in-process`, or `ray` for many cores.
+
+    Raises:
+        ConfigError: If a file is wrong.
+        RunError: If the folder holds another run.
+        BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
+    """
+    federation = load_federation(file)
+    if seed is not None:
+        federation = federation.model_copy(update={"seed": seed})
+    if rounds is not None and rounds < 1:
+        raise ConfigError(f"a run needs at least 1 round, got {rounds}")
+    domains = tuple(load_domain(folder) for folder in federation.domain_folders())
+    names = [domain.name for domain in domains]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{file}: two folders hold a domain named {', '.join(twice)}; names must differ")
+    unknown = sorted(set(federation.strategy.weights) - set(names))
+    if unknown:
+        raise ConfigError(f"{file}: `strategy.weights` names {', '.join(unknown)}; domains are {', '.join(names)}")
+    folder = Path(out).resolve()
+    simulation = Simulation(
+        file=Path(file).resolve(),
+        federation=federation,
+        domains=domains,
+        out=folder,
+        run=_run_id(folder, federation, domains),
+        rounds=rounds or federation.strategy.rounds,
+        backend=backend,
+    )
+    _require_room(simulation)
+    return simulation
+
+
+def _run_id(out: Path, federation: FederationConfig, domains: tuple[DomainConfig, ...]) -> str:
+    """The id of the run in this folder: an earlier process's if it is the same run, else a new one."""
+    about = {
+        "federation": federation.digest(),
+        "domains": {domain.name: domain.model_dump(mode="json") for domain in domains},
+        "seed": federation.seed,
+    }
+    file = out / "run.json"
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            same, run = known["about"] == json.loads(json.dumps(about)), str(known["run"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: cannot be read: {error}. Use another --out folder.") from None
+        if not same:
+            raise RunError(
+                f"{out} holds a run of another configuration or seed. Continue it with what it was started with, "
+                f"or use another --out folder."
+            )
+        return run
+    # A seeded run has a name that follows from what it is, so that its noise can be repeated elsewhere.
+    run = uuid.uuid4().hex if federation.seed is None else f"seeded-{federation.digest()[:24]}"
+    write_durably(file, json.dumps({"run": run, "about": about}, indent=1).encode())
+    return run
+
+
+def _require_room(simulation: Simulation) -> None:
+    """Refuse a run that would overspend anywhere, before any table is opened."""
+    every = simulation.federation.strategy.evaluate_every
+    problems = []
+    for domain in simulation.domains:
+        policy, path = domain.privacy, simulation.ledger_path(domain)
+        plan = plan_for(policy)
+        ledger = Ledger(path)
+        try:
+            asked = [
+                *((Kind.UPDATE, n, plan.update_event(policy.steps_per_round)) for n in range(1, simulation.rounds + 1)),
+                *(
+                    (Kind.METRIC, n, plan.metric_event)
+                    for n in range(every, simulation.rounds + 1, every or 1)
+                    if every
+                ),
+            ]
+            missing = [event for kind, n, event in asked if not ledger.is_charged(simulation.run, n, kind.value)]
+            ledger.require_room(
+                missing,
+                PrivacyBudget(policy.epsilon, policy.delta),
+                what=f"{simulation.rounds} rounds (the policy was planned for {policy.rounds})",
+            )
+        except BudgetExhausted as error:
+            problems.append(f"{domain.name}: {error}")
+        finally:
+            ledger.close()
+    if problems:
+        raise BudgetExhausted("\n".join(problems))

@@ -1,0 +1,163 @@
+"""Run a prepared simulation to its end: rounds, private heads, result and report.
+
+    result = run(simulation, watcher)
+
+Killed at any moment and called again, it continues from the last finished round.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from isthmus.backbone_file import ShippedBackbone, save_backbone
+from isthmus.clients.app import app as client_app
+from isthmus.clients.connection import leave_simulation, simulated_vault
+from isthmus.clients.finish import FinishedDomain, finish_domain
+from isthmus.clients.vault import Vault
+from isthmus.durable import write_durably
+from isthmus.errors import RunError
+from isthmus.features import default_cache_dir
+from isthmus.grid import InProcessGrid
+from isthmus.ray_grid import RayGrid
+from isthmus.report.page import render_report
+from isthmus.report.result import Result, write_result
+from isthmus.server.app import make_app
+from isthmus.server.checkpoint import RunState, load_checkpoint
+from isthmus.server.shipping import shipped_backbone
+from isthmus.simulation.prepare import Simulation
+from isthmus.simulation.result import assemble_result
+
+
+class Watcher(Protocol):
+    """Whoever wants to see how far a simulation is."""
+
+    def stage(self, what: str) -> None:
+        """A new part of the work begins."""
+        ...
+
+    def round(self, state: RunState, rounds: int, spent: dict[str, float]) -> None:
+        """A round is finished; `spent` is each domain's epsilon over all runs."""
+        ...
+
+
+def run(simulation: Simulation, watcher: Watcher) -> Result:
+    """Run, or continue, a prepared simulation to its end, and write everything that the run folder holds.
+
+    Killed at any moment and called again, it continues from the last finished round.
+    """
+    started = time.monotonic()
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    torch.set_num_threads(simulation.federation.compute.threads)
+    _write_plan(simulation)
+    try:
+        # 1. Open every domain here first, so that a bad table stops the run before anything is spent.
+        vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
+        before = {vault.name: _spent_before(vault, simulation.run) for vault in vaults}
+        for vault in vaults:
+            watcher.stage(f"reading {vault.name} and encoding its item texts")
+            vault.encoded(simulation.federation.features.encoder)
+        # 2. The rounds, through Flower's ServerApp and ClientApp.
+        watcher.stage("rounds")
+        traffic = _run_rounds(simulation, vaults, watcher)
+        state = load_checkpoint(
+            simulation.out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest()
+        )
+        if state is None:
+            raise RunError(f"{simulation.out}: the run ended without a checkpoint")
+        shipped = shipped_backbone(state, simulation.federation)
+        save_backbone(simulation.out / "backbone.safetensors", shipped)
+        # 3. After the last release: every domain fits its private head on what was shipped.
+        finished = {vault.name: _finish(simulation, vault, shipped, watcher) for vault in vaults}
+        # 4. What it all came to.
+        result = assemble_result(
+            simulation.federation,
+            backend=simulation.backend,
+            state=state,
+            vaults=vaults,
+            finished=finished,
+            spent_before=before,
+            traffic=traffic,
+            seconds=time.monotonic() - started,
+        )
+        write_result(result, simulation.out / "result.json")
+        render_report(result, simulation.out / "report.html")
+        for vault in vaults if simulation.private else []:
+            vault.ledger.backup(simulation.out / "ledgers" / f"{vault.name}.db")
+    finally:
+        leave_simulation(str(simulation.plan))
+    return result
+
+
+def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -> tuple[int, int]:
+    """Drive the apps; (bytes up, bytes down)."""
+    seed = simulation.federation.seed
+    run_config = {
+        "simulation": str(simulation.plan),
+        "federation": str(simulation.file),
+        "folder": str(simulation.out),
+        "run": simulation.run,
+        "rounds": simulation.rounds,
+        "seed": -1 if seed is None else seed,
+    }
+    listener = _Listener(simulation, vaults, watcher)
+    grid_type = RayGrid if simulation.backend == "ray" else InProcessGrid
+    with grid_type(client_app, nodes=len(simulation.domains), run_config=run_config) as grid:
+        make_app(listener)(grid, grid.server_context())
+        return grid.bytes_up, grid.bytes_down
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Passes the server's progress on, with what each ledger says."""
+
+    simulation: Simulation
+    vaults: list[Vault]
+    watcher: Watcher
+
+    def __call__(self, state: RunState) -> None:
+        spent = {vault.name: vault.epsilon() for vault in self.vaults}
+        self.watcher.round(state, self.simulation.rounds, spent)
+
+
+def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watcher: Watcher) -> FinishedDomain:
+    watcher.stage(f"fitting the private head of {vault.name}")
+    federation = simulation.federation
+    return finish_domain(
+        vault.config.name,
+        vault.data,
+        vault.features(federation.features, shipped.whitening),
+        shipped.backbone,
+        training=federation.training,
+        evaluation=federation.evaluation,
+        seed=federation.seed or 0,
+        folder=simulation.out / "heads" / vault.name,
+    )
+
+
+def _vault(simulation: Simulation, partition: int) -> Vault:
+    vault = simulated_vault(str(simulation.plan), partition)
+    assert isinstance(vault, Vault)  # noqa: S101 - plan.json seats nothing else
+    return vault
+
+
+def _spent_before(vault: Vault, run: str) -> float:
+    """Epsilon of everything in the ledger that is not this run's."""
+    return vault.ledger.epsilon(vault.budget.delta, without_run=run)
+
+
+def _write_plan(simulation: Simulation) -> None:
+    seats = [
+        {
+            "folder": str(domain.folder),
+            "ledger": str(simulation.ledger_path(domain)),
+            "seed": simulation.federation.seed,
+            "cache": str(default_cache_dir()),
+            "threads": simulation.federation.compute.threads,
+        }
+        for domain in simulation.domains
+    ]
+    write_durably(simulation.plan, json.dumps({"seats": seats}, indent=1).encode())

@@ -1,0 +1,1 @@
+"""How updates become the next backbone: Flower's own strategies behind our validation."""

@@ -1,0 +1,184 @@
+"""The local methods against slow readings of their definitions and against the published baseline figures."""
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isthmus.clients.data import Histories
+from isthmus.clients.scorers import ItemCf, Popularity, Scorer, TextNeighbours, rank_users, recency_weights
+from isthmus.metrics import RankingSummary, rank_targets, summarise
+
+REAL = Path(__file__).parents[2] / ".." / "shared" / "data"
+REAL_FIGURES = {  # hr@10, ndcg@10 of popularity and of item-CF; no popularity figure where there is none
+    "amazon14_beauty": ((0.0152, 0.0068), (0.0788, 0.0492)),
+    "amazon14_sports": ((0.0094, 0.0053), (0.0455, 0.0280)),
+    "yelp": ((0.0099, 0.0051), (0.0622, 0.0329)),
+    "amazon18_office": (None, (0.1399, 0.1089)),
+    "amazon18_industrial": (None, (0.1102, 0.0816)),
+}
+
+
+def histories(*rows: list[int]) -> Histories:
+    """Rows to Histories."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return Histories(offsets=offsets, items=np.array([item for row in rows for item in row], dtype=np.int32))
+
+
+def random_histories(users: int, items: int, *, seed: int) -> Histories:
+    """Rows of 0 to 14 items with repeats."""
+    rng = np.random.default_rng(seed)
+    return histories(*(rng.integers(0, items, size=rng.integers(0, 15)).tolist() for _ in range(users)))
+
+
+def unit_rows(items: int, dim: int, *, seed: int) -> NDArray[np.float32]:
+    """Random directions."""
+    features = np.random.default_rng(seed).normal(size=(items, dim))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def slow_item_cf(rows: Histories, items: int, user: int) -> list[float]:
+    """Item-CF as its definition reads, in float64 and loops."""
+    sets = [set(rows.row(u).tolist()) for u in range(len(rows))]
+    events = [rows.items.tolist().count(item) for item in range(items)]
+    scores = []
+    for item in range(items):
+        total = 1e-9 * events[item]
+        for age, own in enumerate(reversed(rows.row(user).tolist()[-10:])):
+            if own != item:
+                both = sum(own in s and item in s for s in sets)
+                total += 0.8**age * both / math.sqrt(max(events[own], 1) * max(events[item], 1))
+        scores.append(total)
+    return scores
+
+
+def test_item_cf_equals_its_definition_in_loops() -> None:
+    """Repeats count once in the pairs, fully in the sizes and in the recency."""
+    rows = random_histories(25, 12, seed=0)
+    found = ItemCf.fit(rows, items=12).score(rows, np.arange(25))
+    assert found == pytest.approx(np.array([slow_item_cf(rows, 12, user) for user in range(25)]), abs=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_item_cf_orders_strangers_by_popularity() -> None:
+    """Items 2 and 3 share no user with item 0; 3 occurs more often."""
+    rows = histories([0, 1], [2], [3], [3])
+    scores = ItemCf.fit(rows, items=5).score(rows, np.array([0]))[0]
+    assert scores[1] > scores[3] > scores[2] > scores[4]
+
+
+def test_fitting_leaves_the_histories_in_their_order() -> None:
+    """Merging repeats sorts rows; it must do so on a copy."""
+    rows = histories([5, 3, 5, 1], [4, 0, 4])
+    ItemCf.fit(rows, items=6)
+    assert rows.items.tolist() == [5, 3, 5, 1, 4, 0, 4]
+    assert rows.offsets.tolist() == [0, 4, 7]
+
+
+def test_popularity_counts_events_for_everyone_alike() -> None:
+    """An event counts each time it happens, and an untouched item counts 0."""
+    rows = histories([0, 0, 1], [], [1, 0])
+    assert Popularity.fit(rows, items=4).score(rows, np.array([1, 2])).tolist() == [[3, 2, 0, 0]] * 2
+
+
+def test_text_neighbours_equal_decayed_sums_of_cosines() -> None:
+    """Only the last ten items count, the latest most."""
+    rows = random_histories(9, 20, seed=1)
+    features = unit_rows(20, 6, seed=2)
+    expected = np.zeros((9, 20))
+    for user in range(9):
+        for age, own in enumerate(reversed(rows.row(user)[-10:])):
+            expected[user] += 0.8**age * (features @ features[own])
+    found = TextNeighbours(features=features).score(rows, np.arange(9))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_recency_adds_up_repeats_and_forgets_what_is_old() -> None:
+    """With last=3 and decay=0.5 the row 9 7 8 7 weighs 7: 1 + 1/4, 8: 1/2, 9: nothing."""
+    weights = recency_weights(histories([9, 7, 8, 7], []), np.array([0, 1]), items=10, last=3, decay=0.5).toarray()
+    assert weights.tolist() == [[0, 0, 0, 0, 0, 0, 0, 1.25, 0.5, 0], [0] * 10]
+
+
+@pytest.mark.parametrize("name", ["text", "item_cf", "popularity"])
+def test_a_scorer_gives_each_user_the_same_scores_in_any_company(name: str) -> None:
+    """Order, repetition and chunks of users change nothing; no history is a valid history."""
+    rows = random_histories(12, 15, seed=3)
+    scorers: dict[str, Scorer] = {
+        "text": TextNeighbours(features=unit_rows(15, 4, seed=4)),
+        "item_cf": ItemCf.fit(rows, items=15),
+        "popularity": Popularity.fit(rows, items=15),
+    }
+    scorer = scorers[name]
+    together = scorer.score(rows, np.arange(12))
+    mixed = scorer.score(rows, np.array([7, 0, 7]))
+    assert mixed == pytest.approx(together[[7, 0, 7]], abs=1e-6)
+    assert scorer.score(rows, np.zeros(0, dtype=np.int64)).shape == (0, 15)
+    assert np.isfinite(together).all()
+
+
+def test_ranks_do_not_depend_on_the_chunk() -> None:
+    """Chunks bound memory and nothing else; the result is that of one matrix."""
+    rows = random_histories(23, 30, seed=5)
+    targets = np.random.default_rng(6).integers(0, 30, size=23).astype(np.int32)
+    scorer = ItemCf.fit(rows, items=30)
+    users = np.arange(23)
+    whole = rank_targets(scorer.score(rows, users), targets, [rows.row(user) for user in range(23)])
+    for chunk in (1, 5, 23, 100):
+        assert rank_users(scorer, rows, users, targets, chunk=chunk).tolist() == whole.tolist()
+
+
+def test_each_user_needs_a_target() -> None:
+    """A list that is too short is refused before anything is scored."""
+    rows = histories([0], [1])
+    with pytest.raises(ValueError, match="one target"):
+        rank_users(Popularity.fit(rows, items=2), rows, np.arange(2), np.zeros(1, dtype=np.int32))
+
+
+def baseline_domain(name: str) -> tuple[Histories, NDArray[np.int64], NDArray[np.int32], int]:
+    """Histories without their last item, test users, their targets, and the catalogue's size, as the baseline has."""
+    file = REAL / name / "seq.tsv.gz"
+    if not file.is_file():
+        pytest.skip(f"the real data set {name} is not beside this checkout")
+    index: dict[str, int] = {}
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [[index.setdefault(item, len(index)) for item in line.split("\t", 1)[1].split()] for line in lines]
+    rows = [row for row in rows if len(row) >= 3]
+    users = np.arange(len(rows))
+    if len(rows) > 4000:
+        users = np.random.default_rng(0).choice(len(rows), 4000, replace=False)
+    targets = np.array([rows[user][-1] for user in users], dtype=np.int32)
+    return histories(*(row[:-1] for row in rows)), users, targets, len(index)
+
+
+def agrees(found: RankingSummary, published: tuple[float, float], users: int) -> bool:
+    """Whether published HR@10 and NDCG@10 lie in the 95 % intervals of what was found."""
+    hr_error = 1.96 * math.sqrt(found.hr * (1 - found.hr) / users)
+    low, high = found.ndcg_ci95
+    return abs(found.hr - published[0]) <= hr_error and low <= published[1] <= high
+
+
+def check_real_domain(name: str) -> None:
+    """Popularity and item-CF of one data set against its published figures."""
+    rows, users, targets, items = baseline_domain(name)
+    methods = (Popularity.fit(rows, items=items), ItemCf.fit(rows, items=items))
+    for method, published in zip(methods, REAL_FIGURES[name], strict=True):
+        found = summarise(rank_users(method, rows, users, targets), k=10, resamples=1000, seed=0)
+        assert published is None or agrees(found, published, len(users)), f"{name}: {found} against {published}"
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["amazon18_office", "amazon18_industrial"])
+def test_item_cf_reproduces_the_published_figures_on_small_sets(name: str) -> None:
+    """Whole protocol, all users: the published figure lies in our interval."""
+    check_real_domain(name)
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["amazon14_beauty", "amazon14_sports", "yelp"])
+def test_local_methods_reproduce_the_published_figures_on_large_sets(name: str) -> None:
+    """Whole protocol, 4,000 test users with seed 0: both methods agree with the published figures."""
+    check_real_domain(name)

@@ -1,0 +1,64 @@
+"""The verdict in words."""
+
+import json
+from typing import Any
+
+import pytest
+
+from isthmus.report.result import Result
+from isthmus.report.words import Verdict, headline, not_private, verdict
+
+
+def with_intervals(content: dict[str, Any], intervals: list[list[float]]) -> Result:
+    """The five-domain run with the given intervals of the gain, in the order of its domains."""
+    for domain, interval in zip(content["domains"].values(), intervals, strict=True):
+        domain["transfer_gain"]["ci95"] = interval
+    return Result.model_validate_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("interval", "wanted"),
+    [
+        ([0.001, 0.002], Verdict.HELPS),
+        ([-0.002, -0.001], Verdict.HURTS),
+        ([-0.001, 0.001], Verdict.UNDECIDED),
+        ([0.0, 0.001], Verdict.UNDECIDED),
+        ([-0.001, 0.0], Verdict.UNDECIDED),
+    ],
+)
+def test_the_verdict_follows_the_paired_interval(
+    content: dict[str, Any], interval: list[float], wanted: Verdict
+) -> None:
+    """An interval that touches zero decides nothing."""
+    result = with_intervals(content, [interval] * 5)
+    assert {verdict(domain) for domain in result.domains.values()} == {wanted}
+
+
+def test_headline_counts_what_helps_and_what_hurts(content: dict[str, Any]) -> None:
+    """Harm is in the first sentence, where it cannot be missed."""
+    help_, harm, none = [0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1]
+    result = with_intervals(content, [help_, help_, harm, none, none])
+    assert headline(result) == (
+        "5 domains, 10 rounds, nominal epsilon at most 7.97 each; transfer helps 2 of 5 and hurts 1."
+    )
+
+
+def test_headline_of_a_private_run_does_not_say_nominal(private: Result) -> None:
+    """The word belongs to seeded runs alone."""
+    assert headline(private) == "5 domains, 10 rounds, epsilon at most 7.97 each; transfer helps 3 of 5."
+
+
+def test_headline_counts_only_domains_with_test_users(content: dict[str, Any]) -> None:
+    """A domain without test users neither helps nor counts."""
+    for name in ("shopping", "dining"):
+        content["domains"][name] |= {"test": None, "transfer_gain": None, "test_users": 0}
+    assert headline(Result.model_validate_json(json.dumps(content))).endswith("transfer helps 1 of 3.")
+    for domain in content["domains"].values():
+        domain |= {"test": None, "transfer_gain": None, "test_users": 0}
+    assert headline(Result.model_validate_json(json.dumps(content))).endswith("no domain had test users.")
+
+
+def test_only_a_seeded_run_says_why_it_is_not_private(seeded: Result, private: Result) -> None:
+    """The reason names the seed, so that a reader can check it."""
+    assert "seed 7" in not_private(seeded)
+    assert not_private(private) == ""
