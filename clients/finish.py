@@ -6,14 +6,14 @@ Everything in here is computed from private data without noise. It stays in the 
 report may show it, marked as raw, and no release can depend on it, because none follows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone_file import ShippedBackbone
+from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Signals
 from isthmus.clients.data import DomainData
@@ -23,6 +23,9 @@ from isthmus.clients.scorers import rank_users
 from isthmus.clients.trainer import make_training_set
 from isthmus.config import EvaluationConfig
 from isthmus.records import Recipe
+
+LOCAL_BACKBONE = "local.safetensors"
+"""The backbone that was trained on the domain alone, beside its head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class FinishedDomain:
     ranks: dict[Method, NDArray[np.int64]]
 
 
-def finish_domain(
+def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     data: DomainData,
     features: NDArray[np.float32],
     shipped: ShippedBackbone,
@@ -71,6 +74,7 @@ def finish_domain(
     scorer, local_scorer = BackboneScorer(shipped.backbone, tensor), BackboneScorer(alone, tensor)
     head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed)
     save_head(head, folder)
+    save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0))
     users = np.flatnonzero(data.test >= 0)
     if len(users) > evaluation.max_users:
         users = np.sort(np.random.default_rng(0).choice(users, evaluation.max_users, replace=False))

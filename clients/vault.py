@@ -113,11 +113,16 @@ class Vault:
             )
             return self._gate.release(charge, compute)
 
-    def encoded(self, encoder: str) -> NDArray[np.float32]:
+    def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""
         if encoder not in self._texts:
-            texts = self.data.catalogue.texts
-            self._texts[encoder] = encode_texts(texts, encoder, cache_dir=self._cache, threads=self._threads)
+            self._texts[encoder] = encode_texts(
+                self.data.catalogue.texts,
+                encoder,
+                cache_dir=self._cache,
+                progress=progress,
+                threads=self._threads,
+            )
         return self._texts[encoder]
 
     def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:

@@ -56,6 +56,8 @@ class RunState:
         best_gain: Noisy gain they had; 0 for the prior by definition.
         whitening: `mean` and `matrix`.
         strategy: What the strategy remembers.
+        bytes_up: Tensors received from domains so far, in bytes.
+        bytes_down: Tensors sent to domains so far, in bytes.
         history: One record per finished round.
     """
 
@@ -68,6 +70,8 @@ class RunState:
     best_gain: float
     whitening: Arrays
     strategy: Arrays
+    bytes_up: int = 0
+    bytes_down: int = 0
     history: tuple[RoundRecord, ...] = ()
 
 
@@ -103,6 +107,8 @@ def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
             round=int(header["round"]),
             best_round=int(header["best_round"]),
             best_gain=float(header["best_gain"]),
+            bytes_up=int(header["bytes_up"]),
+            bytes_down=int(header["bytes_down"]),
             arrays=groups["arrays"],
             best=groups["best"],
             whitening=groups["whitening"],

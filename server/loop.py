@@ -10,7 +10,7 @@ The shipped backbone is the evaluated one with the highest noisy gain over the t
 itself where none is above it. That choice looks at released, noisy figures only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,9 @@ from isthmus.records import (
     RoundReply,
     RoundRequest,
     arrays_digest,
+    content_bytes,
     from_array_record,
+    recipe_of,
     to_array_record,
 )
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
@@ -64,7 +66,7 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     if state is None:
         state = _first_state(federation, moments, run)
         save_checkpoint(checkpoint, state)
-    recipe = _recipe(federation, arrays_digest(state.whitening).hex())
+    recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
     strategy = make_strategy(federation.strategy, run=run, roster=roster)
     restore_strategy(strategy, state.strategy)
     listener(state)
@@ -86,7 +88,7 @@ def _one_round(
     ask = RoundRequest(run=state.run, round=state.round, recipe=recipe)
     before = to_array_record(state.arrays)
     # 3. Ask every domain for an update; average what passes validation.
-    replies = grid.send_and_receive(strategy.configure_train(state.round, before, ask.config(), grid))
+    state, replies = _exchange(grid, strategy.configure_train(state.round, before, ask.config(), grid), state)
     after, _ = strategy.aggregate_train(state.round, replies)
     outcomes = strategy.outcomes
     arrays = state.arrays if after is None else _float32(after)
@@ -95,9 +97,8 @@ def _one_round(
     # 4. Every so often, ask what the new backbone is worth, in noisy figures.
     every = federation.strategy.evaluate_every
     if every and state.round % every == 0 and after is not None:
-        replies = grid.send_and_receive(
-            strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid)
-        )
+        questions = strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid)
+        state, replies = _exchange(grid, questions, state)
         metrics = strategy.aggregate_evaluate(state.round, replies)
         record = replace(record, evaluations=strategy.outcomes)
         if metrics is not None:
@@ -108,9 +109,17 @@ def _one_round(
     return replace(state, history=(*state.history, record))
 
 
+def _exchange(grid: Grid, messages: Iterable[Message], state: RunState) -> tuple[RunState, list[Message]]:
+    """Send, wait, and count what crossed."""
+    messages = list(messages)
+    replies = list(grid.send_and_receive(messages))
+    down, up = sum(map(content_bytes, messages)), sum(map(content_bytes, replies))
+    return replace(state, bytes_down=state.bytes_down + down, bytes_up=state.bytes_up + up), replies
+
+
 def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict[int, str], dict[str, TextMoments]]:
     """Ask every node who it is and for its public text moments; (node to name, name to moments)."""
-    request = RoundRequest(run=run, round=0, recipe=_recipe(federation, ""))
+    request = RoundRequest(run=run, round=0, recipe=recipe_of(federation, ""))
     messages = [
         Message(request.to_records(), node, f"{MessageType.QUERY}.{Kind.CATALOGUE}") for node in grid.get_node_ids()
     ]
@@ -161,15 +170,6 @@ def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], 
         best_gain=0.0,
         whitening=_whitening_arrays(whitening),
         strategy={},
-    )
-
-
-def _recipe(federation: FederationConfig, whitening: str) -> Recipe:
-    return Recipe(
-        features=federation.features,
-        backbone=federation.backbone,
-        training=federation.training,
-        whitening=whitening,
     )
 
 

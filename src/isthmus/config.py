@@ -269,7 +269,7 @@ class TrainingConfig(Section):
         positions: Last positions of a history that may carry a loss.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rivals: Annotated[int, Field(ge=2, le=1000)] = 50
     temperature: Annotated[float, Field(gt=0)] = 0.1

@@ -35,10 +35,6 @@ class InProcessGrid(Grid):
         client_app: Flower ClientApp that every node runs.
         nodes: Number of nodes; node `i` has `partition-id` i in its node configuration.
         run_config: What both apps find in their context.
-
-    Attributes:
-        bytes_down: Tensors sent to nodes so far, in bytes.
-        bytes_up: Tensors received from nodes so far, in bytes.
     """
 
     def __init__(self, client_app: ClientApp, *, nodes: int, run_config: RunConfig) -> None:
@@ -56,8 +52,6 @@ class InProcessGrid(Grid):
             for node in range(nodes)
         }
         self._replies: dict[str, Message] = {}
-        self.bytes_down = 0
-        self.bytes_up = 0
         take_identity(self._run.run_id)
 
     def __enter__(self) -> Self:
@@ -106,16 +100,13 @@ class InProcessGrid(Grid):
         for message in messages:
             message_id = str(uuid4())
             message.metadata.__dict__["_message_id"] = message_id
-            self.bytes_down += content_bytes(message)
             self._deliver(message_id, message)
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Take the replies to these messages, in order; each reply is handed out once."""
-        replies = [self._collect(message_id) for message_id in message_ids if message_id in self._replies]
-        self.bytes_up += sum(content_bytes(reply) for reply in replies)
-        return replies
+        return [self._collect(message_id) for message_id in message_ids if message_id in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Deliver messages and return their replies, in order; calls return when they are done, so no time-out."""
@@ -144,10 +135,3 @@ def take_identity(run_id: int) -> None:
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
-
-
-def content_bytes(message: Message) -> int:
-    """Size of a message's tensors, in bytes, without framing and settings (about 1 KB); 0 for an error."""
-    if not message.has_content():
-        return 0
-    return sum(record.count_bytes() for record in message.content.array_records.values())

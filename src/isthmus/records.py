@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from isthmus.config import BackboneConfig, FeatureConfig, Section, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, Section, TrainingConfig
 from isthmus.errors import Refused
 
 PROTOCOL = 1
@@ -45,6 +45,16 @@ class Recipe(Section):
     training: TrainingConfig
     whitening: str
     """Digest of the whitening that makes the features; empty before there is one."""
+
+
+def recipe_of(federation: FederationConfig, whitening: str) -> Recipe:
+    """The recipe that a federation file prescribes, with the whitening's digest once there is one."""
+    return Recipe(
+        features=federation.features,
+        backbone=federation.backbone,
+        training=federation.training,
+        whitening=whitening,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +221,13 @@ def from_array_record(record: ArrayRecord) -> Arrays:
             raise Refused(f"tensor {name!r} is not what its header says: {array.dtype}, {array.shape}")
         arrays[name] = array
     return arrays
+
+
+def content_bytes(message: Message) -> int:
+    """Size of a message's tensors, in bytes, without framing and settings (about 1 KB); 0 for an error."""
+    if not message.has_content():
+        return 0
+    return sum(record.count_bytes() for record in message.content.array_records.values())
 
 
 def _section(records: Any, name: str) -> Any:

@@ -59,6 +59,7 @@ def test_encoders_do_not_see_each_others_rows(tmp_path: Path) -> None:
     features, encoded = encode(TEXTS, tmp_path, "hash:16")
     assert encoded == 40
     assert features.shape == (40, 16)
+    assert encode(TEXTS, tmp_path)[1] == 0  # nor have the first one's been written over
 
 
 def test_a_damaged_row_is_encoded_again_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

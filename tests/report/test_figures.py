@@ -52,7 +52,7 @@ def with_name(content: dict[str, Any], name: str) -> Result:
 def test_the_same_result_gives_the_same_figures_whatever_the_readers_settings(seeded: Result) -> None:
     """No date, no random id, and no matplotlibrc of the machine in the bytes."""
     first = all_figures(seeded)
-    with mpl.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.fonttype": "path"}):
+    with mpl.rc_context({"axes.linewidth": 9.0, "font.size": 30, "svg.fonttype": "path"}):
         assert all_figures(seeded) == first
 
 

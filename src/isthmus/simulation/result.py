@@ -5,8 +5,12 @@
 Everything private in it is raw: a simulation may look, a coordinator never could.
 """
 
-import numpy as np
+from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+import isthmus
 from isthmus.clients.finish import FinishedDomain
 from isthmus.clients.head import Method
 from isthmus.clients.vault import Vault
@@ -29,7 +33,6 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
     state: RunState,
     vaults: list[Vault],
     finished: dict[str, FinishedDomain],
-    traffic: tuple[int, int],
     seconds: float,
 ) -> report.Result:
     """Put a run's outcome into the types of `result.json`.
@@ -40,19 +43,17 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
         state: The server's last.
         vaults: Of all domains, with their ledgers.
         finished: What each domain came to.
-        traffic: Bytes up and down.
         seconds: Wall-clock time.
     """
-    up, down = traffic
     return report.Result(
-        schema_version=report.SCHEMA_VERSION,
-        isthmus_version=isthmus_version(),
+        schema_version=1,
+        isthmus_version=isthmus.__version__,
         federation=report.FederationSummary(
             name=federation.name,
             rounds=state.round,
             seconds=seconds,
-            bytes_up=up,
-            bytes_down=down,
+            bytes_up=state.bytes_up,
+            bytes_down=state.bytes_down,
             private=federation.seed is None,
             seed=federation.seed,
             backend=backend,
@@ -67,3 +68,82 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
             vault.name: _domain(vault, state.run, finished[vault.name], federation.evaluation) for vault in vaults
         },
     )
+
+
+def _domain(vault: Vault, run: str, finished: FinishedDomain, evaluation: EvaluationConfig) -> report.DomainResult:
+    policy, data = vault.config.privacy, vault.data
+    mine = [entry for entry in vault.ledger.entries() if entry.charge.run == run]
+    test = None
+    if finished.ranks:
+        test = report.Comparison(**{method.value: _scores(finished.ranks[method], evaluation) for method in Method})
+    return report.DomainResult(
+        users=len(data.users),
+        items=len(data.catalogue),
+        events=data.report.events,
+        test_users=len(next(iter(finished.ranks.values()), ())),
+        epsilon=vault.epsilon(),
+        epsilon_before=vault.ledger.epsilon(policy.delta, without_run=run),
+        delta=policy.delta,
+        budget=policy.epsilon,
+        noise_multiplier=vault.plan.noise_multiplier,
+        clip=policy.clip,
+        sample_rate=policy.sample_rate,
+        rounds_charged=sum(entry.charge.kind == Kind.UPDATE for entry in mine),
+        releases=tuple(_release(entry, vault) for entry in mine if entry.released),
+        test=test,
+        transfer_gain=_gain(finished, evaluation) if test else None,
+        head=report.HeadSummary(
+            verdict=finished.head.verdict.value,
+            weights={signal.value: weight for signal, weight in finished.head.weights.items()},
+        ),
+        raw=True,
+    )
+
+
+def _scores(ranks: NDArray[np.int64], evaluation: EvaluationConfig) -> report.MethodScores:
+    summary = summarise(ranks, k=_K, resamples=evaluation.bootstrap, seed=_BOOTSTRAP_SEED)
+    return report.MethodScores(hr=summary.hr, ndcg=summary.ndcg, mrr=summary.mrr, ndcg_ci95=summary.ndcg_ci95)
+
+
+def _gain(finished: FinishedDomain, evaluation: EvaluationConfig) -> report.TransferGain:
+    """Federated against the local method that did best on the test items."""
+    ndcg = {method: ndcg_at_k(ranks, _K) for method, ranks in finished.ranks.items()}
+    local = max((method for method in Method if method is not Method.FEDERATED), key=lambda m: float(ndcg[m].mean()))
+    low, high = paired_bootstrap_ci(
+        ndcg[Method.FEDERATED], ndcg[local], resamples=evaluation.bootstrap, seed=_BOOTSTRAP_SEED
+    )
+    difference = float((ndcg[Method.FEDERATED] - ndcg[local]).mean())
+    return report.TransferGain(ndcg=difference, ci95=(low, high), best_local=cast("report.LocalMethod", local.value))
+
+
+def _release(entry: LedgerEntry, vault: Vault) -> report.ReleaseRecord:
+    return report.ReleaseRecord(
+        round=entry.charge.round,
+        kind=entry.charge.kind,
+        epsilon_after=vault.ledger.epsilon(vault.budget.delta, upto=entry.seq),
+    )
+
+
+def _round(record: RoundRecord, run: str, vaults: list[Vault]) -> report.RoundRecord:
+    domains = {}
+    for vault in vaults:
+        outcome = record.outcomes.get(vault.name)
+        if outcome is not None:
+            domains[vault.name] = report.DomainRound(
+                status=cast("report.Status", outcome.status),
+                reason=outcome.reason or None,
+                epsilon=_epsilon_after(vault, run, record.round),
+            )
+    return report.RoundRecord(
+        round=record.round,
+        gain=record.gain,
+        gain_std=record.gain_stddev,
+        update_norm=record.update_norm,
+        domains=domains,
+    )
+
+
+def _epsilon_after(vault: Vault, run: str, round_: int) -> float:
+    """Epsilon once everything of a round had been charged, by the ledger and not by what the domain said."""
+    done = [entry.seq for entry in vault.ledger.entries() if entry.charge.run == run and entry.charge.round <= round_]
+    return vault.ledger.epsilon(vault.budget.delta, upto=max(done, default=0))

@@ -21,10 +21,11 @@ from isthmus.clients.vault import Vault
 from isthmus.durable import write_durably
 from isthmus.errors import RunError
 from isthmus.features import default_cache_dir
-from isthmus.grid import InProcessGrid
+from isthmus.grid import InProcessGrid, RunConfig
 from isthmus.ray_grid import RayGrid
+from isthmus.records import recipe_of
 from isthmus.report.page import render_report
-from isthmus.report.result import Result, write_result
+from isthmus.report.result import Result, read_result, write_result
 from isthmus.server.app import make_app
 from isthmus.server.checkpoint import RunState, load_checkpoint
 from isthmus.server.shipping import shipped_backbone
@@ -39,6 +40,10 @@ class Watcher(Protocol):
         """A new part of the work begins."""
         ...
 
+    def texts(self, done: int, total: int) -> None:
+        """Item texts are being encoded; `total` counts those that are not in the cache."""
+        ...
+
     def round(self, state: RunState, rounds: int, spent: dict[str, float]) -> None:
         """A round is finished; `spent` is each domain's epsilon over all runs."""
         ...
@@ -49,6 +54,9 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
 
     Killed at any moment and called again, it continues from the last finished round.
     """
+    finished_before = _finished_result(simulation)
+    if finished_before is not None:
+        return finished_before
     started = time.monotonic()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(simulation.federation.compute.threads)
@@ -56,13 +64,12 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
     try:
         # 1. Open every domain here first, so that a bad table stops the run before anything is spent.
         vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
-        before = {vault.name: _spent_before(vault, simulation.run) for vault in vaults}
         for vault in vaults:
             watcher.stage(f"reading {vault.name} and encoding its item texts")
-            vault.encoded(simulation.federation.features.encoder)
+            vault.encoded(simulation.federation.features.encoder, progress=watcher.texts)
         # 2. The rounds, through Flower's ServerApp and ClientApp.
         watcher.stage("rounds")
-        traffic = _run_rounds(simulation, vaults, watcher)
+        _run_rounds(simulation, vaults, watcher)
         state = load_checkpoint(
             simulation.out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest()
         )
@@ -79,8 +86,6 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
             state=state,
             vaults=vaults,
             finished=finished,
-            spent_before=before,
-            traffic=traffic,
             seconds=time.monotonic() - started,
         )
         write_result(result, simulation.out / "result.json")
@@ -92,10 +97,20 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
     return result
 
 
-def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -> tuple[int, int]:
-    """Drive the apps; (bytes up, bytes down)."""
+def _finished_result(simulation: Simulation) -> Result | None:
+    """The result of this very run, if an earlier call has come to its end."""
+    file = simulation.out / "result.json"
+    if not file.exists():
+        return None
+    result = read_result(file)
+    # The folder's run.json was compared already: it is this run. It may have been asked for fewer rounds.
+    return result if result.federation.rounds >= simulation.rounds else None
+
+
+def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -> None:
+    """Drive Flower's ServerApp and ClientApp on a grid."""
     seed = simulation.federation.seed
-    run_config = {
+    run_config: RunConfig = {
         "simulation": str(simulation.plan),
         "federation": str(simulation.file),
         "folder": str(simulation.out),
@@ -107,7 +122,6 @@ def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -
     grid_type = RayGrid if simulation.backend == "ray" else InProcessGrid
     with grid_type(client_app, nodes=len(simulation.domains), run_config=run_config) as grid:
         make_app(listener)(grid, grid.server_context())
-        return grid.bytes_up, grid.bytes_down
 
 
 @dataclass(frozen=True)
@@ -127,11 +141,10 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
     watcher.stage(f"fitting the private head of {vault.name}")
     federation = simulation.federation
     return finish_domain(
-        vault.config.name,
         vault.data,
         vault.features(federation.features, shipped.whitening),
-        shipped.backbone,
-        training=federation.training,
+        shipped,
+        recipe_of(federation, ""),
         evaluation=federation.evaluation,
         seed=federation.seed or 0,
         folder=simulation.out / "heads" / vault.name,
@@ -142,11 +155,6 @@ def _vault(simulation: Simulation, partition: int) -> Vault:
     vault = simulated_vault(str(simulation.plan), partition)
     assert isinstance(vault, Vault)  # noqa: S101 - plan.json seats nothing else
     return vault
-
-
-def _spent_before(vault: Vault, run: str) -> float:
-    """Epsilon of everything in the ledger that is not this run's."""
-    return vault.ledger.epsilon(vault.budget.delta, without_run=run)
 
 
 def _write_plan(simulation: Simulation) -> None:

@@ -116,7 +116,7 @@ def test_a_proposal_follows_from_public_constants_alone() -> None:
     for users in (1, 7, 300, 100_000):
         policy = propose_privacy(epsilon=8.0, delta=1e-9, expected_users=users, clip=1.0, rounds=3)
         assert policy.sample_rate * users == pytest.approx(policy.expected_batch)
-        assert 1 <= policy.expected_batch <= 512
+        assert 1 <= policy.expected_batch <= 4096
         assert policy.rounds == 3
 
 

@@ -1,0 +1,52 @@
+"""The `isthmus` command.
+
+    isthmus simulate federation.toml --out run
+
+Results go to stdout, progress and errors to stderr. Exit 0: fine; 1: a rule said no (a finding, a budget);
+2: wrong use (a file, a value); 130: stopped by Ctrl-C. No traceback for anything a user can cause.
+"""
+
+import os
+import sys
+
+for _switch, _value in (
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
+    ("HF_HUB_OFFLINE", "1"),
+):
+    os.environ.setdefault(_switch, _value)  # before anything imports them: nothing phones home, nothing is fetched
+
+import typer  # noqa: E402
+
+from isthmus.cli.console import stderr  # noqa: E402
+from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
+from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
+from isthmus.errors import IsthmusError  # noqa: E402
+
+app = typer.Typer(
+    name="isthmus",
+    help="Privacy-preserving federated transfer learning for recommendation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("simulate", epilog="Example: isthmus simulate isthmus-demo/federation.toml --out run --rounds 2")(simulate)
+app.command("demo", epilog="Example: isthmus demo isthmus-demo")(write_demo_federation)
+app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shopping/domain.toml")(calibrate)
+app.command("recommend", epilog="Example: isthmus recommend --run run --domain dining --user dining-person-00003")(
+    recommend
+)
+app.add_typer(domain_app)
+
+
+def main() -> None:
+    """Run the command line; the process ends with its exit code."""
+    try:
+        app(standalone_mode=True)
+    except IsthmusError as error:
+        stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        stderr.print("stopped; the same command continues where this one left off", style="yellow")
+        sys.exit(130)

@@ -1,0 +1,108 @@
+"""Serve one user of a finished run: what `isthmus recommend` prints.
+
+    items = recommend_items(Path("run"), domain="dining", user="dining-person-00003", count=10)
+
+Uses the shipped backbone and the domain's private head, with the head's local signals fitted on everything the
+domain knows by now. Items that the user had are left out.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from isthmus.backbone_file import load_backbone
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.blend import Signals
+from isthmus.clients.data import DomainData, Histories
+from isthmus.clients.finish import LOCAL_BACKBONE
+from isthmus.clients.head import load_head
+from isthmus.clients.vault import Vault, open_seat
+from isthmus.errors import DataError, RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One recommended item.
+
+    Attributes:
+        item: Id.
+        title: As the catalogue says.
+        score: Of the head's blend; only the order means something.
+    """
+
+    item: str
+    title: str
+    score: float
+
+
+def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Recommendation]:
+    """Best items for a user, best first.
+
+    Raises:
+        RunError: If the folder holds no finished run or no such domain.
+        DataError: If the domain has no such user.
+    """
+    shipped = load_backbone(run / "backbone.safetensors")
+    vault = _vault(run, domain)
+    try:
+        data = vault.data
+        if user not in data.users:
+            near = difflib.get_close_matches(user, data.users, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{domain} has no user {user!r}.{hint}")
+        head = load_head(run / "heads" / domain)
+        features = vault.features(shipped.features, shipped.whitening)
+        histories = whole_histories(data)
+        scorer = BackboneScorer(shipped.backbone, torch.from_numpy(features))
+        local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE).backbone
+        signals = Signals.fit(
+            histories,
+            features=features,
+            backbone=scorer,
+            local_backbone=BackboneScorer(local, torch.from_numpy(features)),
+        )
+        row = data.users.index(user)
+        scores = head.scorer(signals).score(histories, np.array([row]))[0]
+        scores[histories.row(row)] = -np.inf
+        best = np.argsort(-scores, kind="stable")[:count]
+        return [
+            Recommendation(item=data.catalogue.ids[i], title=data.catalogue.titles[i], score=float(scores[i]))
+            for i in best
+            if np.isfinite(scores[i])
+        ]
+    finally:
+        vault.close()
+
+
+def whole_histories(data: DomainData) -> Histories:
+    """Everything that training and evaluation kept of each user, the test item included."""
+    tested = data.test >= 0
+    lengths = data.before_test.lengths() + tested
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = np.empty(int(offsets[-1]), np.int32)
+    last = np.zeros(len(items), np.bool_)
+    last[offsets[1:][tested] - 1] = True
+    items[~last] = data.before_test.items
+    items[last] = data.test[tested]
+    return Histories(offsets=offsets, items=items)
+
+
+def _vault(run: Path, domain: str) -> Vault:
+    """The domain's vault, as the run's plan seats it."""
+    plan = run / "plan.json"
+    try:
+        seats = json.loads(plan.read_text(encoding="utf-8"))["seats"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{plan}: not a run folder that can be read: {error}") from None
+    names = []
+    for seat in seats:
+        vault = open_seat(seat)
+        if vault.name == domain:
+            return vault
+        names.append(vault.name)
+        vault.close()
+    raise RunError(f"{run} has no domain {domain!r}; it has {', '.join(names)}")
