@@ -66,9 +66,8 @@ class LiveWatcher:
         last = state.history[-1] if state.history else None
         gain = f", noisy gain over the text prior {last.gain:+.4f}" if last and last.gain is not None else ""
         most = max(spent, key=lambda name: spent[name] / self._budgets[name])
-        self._show(
-            f"round {state.round} of {rounds}: epsilon at most {spent[most]:.2f} of {self._budgets[most]:g} ({most}){gain}"
-        )
+        epsilon = f"epsilon at most {spent[most]:.2f} of {self._budgets[most]:g} ({most})"
+        self._show(f"round {state.round} of {rounds}: {epsilon}{gain}")
 
     def _domains(self, state: RunState, spent: dict[str, float]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -86,4 +85,4 @@ class LiveWatcher:
         if self._live:
             self._live.update(Group(self._table, self._progress, self._work))
         elif line:
-            stderr.print(line, highlight=False)
+            stderr.print(line, highlight=False, soft_wrap=True)
