@@ -10,9 +10,10 @@ domain. Nothing that is released may depend on it: the trainer, the server, the 
 import this file.
 
 Every method is a blend: signals brought to one scale, weighted, added up. The weights are chosen on validation
-NDCG@10 and shrunk towards the text prior when there are few users: with n users the chosen weights count
-n / (n + 100). The blend with the backbone is served only where its lead over the domain's best local method is
-more than noise explains; else the best local method is served and the verdict is "no transfer".
+NDCG@10. With few users they are shrunk towards what is safe without tuning (the text prior; in the federated blend
+the shipped backbone): with n users the chosen weights count n / (n + 100). The blend with the backbone is served only
+where its lead over the domain's best local method is more than noise explains; else the best local method is served
+and the verdict is "no transfer".
 
 Below the verdict lies `isthmus.clients.blend`, which scores; this file only chooses.
 """
@@ -73,6 +74,10 @@ class Verdict(enum.StrEnum):
     TRANSFER = "transfer"
     NO_TRANSFER = "no transfer"
 
+
+# What a blend is shrunk towards. The shipped backbone is a safe prior too: it contains the text prior, and it is only
+# shipped where the domains' released gains say that it is the better of the two.
+_SAFE = {Method.LOCAL_ONLY: Signal.TEXT, Method.FEDERATED: Signal.BACKBONE}
 
 _SINGLE = {
     Method.TEXT_KNN: Signal.TEXT,
@@ -158,7 +163,10 @@ def fit_head(
         )
     signals = Signals.fit(data.train, features=features, backbone=backbone, local_backbone=local_backbone)
     contest = Contest.hold(signals, data.train, users, data.validation[users])
-    blends |= {method: shrink(search_weights(contest, names), len(users)) for method, names in tuned.items()}
+    blends |= {
+        method: shrink(search_weights(contest, names), len(users), towards=_SAFE[method])
+        for method, names in tuned.items()
+    }
     ndcg = {method: contest.ndcg(weights) for method, weights in blends.items()}
     method, best_local = choose(ndcg, seed=seed)
     return Head(
@@ -194,22 +202,23 @@ def choose(ndcg: Mapping[Method, NDArray[np.float64]], *, seed: int) -> tuple[Me
     return (Method.FEDERATED if low > 0 and ahead else best), best
 
 
-def shrink(weights: Mapping[Signal, float], users: int) -> dict[Signal, float]:
-    """Pull chosen weights towards the text prior: the fewer users chose them, the more.
+def shrink(weights: Mapping[Signal, float], users: int, *, towards: Signal) -> dict[Signal, float]:
+    """Pull chosen weights towards a signal that is safe without tuning: the fewer users chose them, the more.
 
     Args:
         weights: By signal, adding up to 1.
         users: Validation users they were chosen on.
+        towards: The safe signal.
 
     Returns:
         Weights that add up to 1, zeros left out.
 
-    >>> shrink({Signal.TEXT: 0.5, Signal.ITEM_CF: 0.5}, users=100)[Signal.TEXT]
+    >>> shrink({Signal.TEXT: 0.5, Signal.ITEM_CF: 0.5}, users=100, towards=Signal.TEXT)[Signal.TEXT]
     0.75
     """
     trust = users / (users + SHRINK_USERS)
     pulled = {signal: trust * weights.get(signal, 0.0) for signal in Signal}
-    pulled[Signal.TEXT] += 1.0 - trust
+    pulled[towards] += 1.0 - trust
     return {signal: weight for signal, weight in pulled.items() if weight > 0}
 
 

@@ -16,13 +16,27 @@ import polars as pl
 
 from isthmus.errors import ConfigError
 
-INTERESTS = (
-    "camping", "astronomy", "baking", "chess", "cycling", "gardening", "jazz", "knitting", "photography", "pottery",
-    "robotics", "running", "sailing", "skiing", "surfing", "yoga", "birdwatching", "fishing", "painting", "coffee",
-)  # fmt: skip
-"""What the texts are about; the same words in every domain."""
+INTERESTS = {
+    "camping": ("tent", "campfire", "trail", "lantern"),
+    "astronomy": ("telescope", "planet", "starlight", "comet"),
+    "baking": ("bread", "oven", "pastry", "flour"),
+    "chess": ("checkmate", "knight", "opening", "endgame"),
+    "cycling": ("bike", "pedal", "saddle", "gravel road"),
+    "gardening": ("seeds", "rose", "greenhouse", "compost"),
+    "jazz": ("saxophone", "swing", "trumpet", "blues"),
+    "knitting": ("wool", "yarn", "needle", "scarf"),
+    "photography": ("camera", "lens", "portrait", "darkroom"),
+    "pottery": ("clay", "kiln", "glaze", "ceramic"),
+    "robotics": ("robot", "circuit", "motor", "sensor"),
+    "running": ("marathon", "sprint", "sneaker", "track"),
+    "sailing": ("yacht", "harbour", "anchor", "regatta"),
+    "skiing": ("snow", "slope", "alpine", "chairlift"),
+    "yoga": ("meditation", "stretch", "breathing", "mat"),
+    "birdwatching": ("owl", "binoculars", "nest", "heron"),
+}
+"""What the texts are about, with words that go with it; the same in every domain."""
 
-_DRIFT, _STAY = 0.65, 0.15
+_DRIFT, _STAY = 0.75, 0.1
 """Chance that the next event is about the next interest, and about the same one; else it is about any."""
 
 
@@ -34,7 +48,7 @@ class DemoDomain:
         name: Of the domain.
         users: People in it.
         items: Catalogue size.
-        forms: Templates of a title; `{x}` is the interest.
+        forms: Templates of a title; `{x}` is the interest, `{w}` a word of it, `{k}` one of `kinds`.
         kinds: Words that vary a title.
     """
 
@@ -50,35 +64,35 @@ DOMAINS = (
         name="shopping",
         users=1500,
         items=240,
-        forms=("{k} {x} kit", "{k} {x} set", "{x} starter pack, {k}", "{k} bag for {x}"),
+        forms=("{k} {w} for {x}", "{x} {w}, {k}", "{k} {x} set with {w}"),
         kinds=("Compact", "Classic", "Premium", "Foldable", "Budget", "Handmade", "Waterproof", "Junior"),
     ),
     DemoDomain(
         name="music",
         users=1200,
         items=200,
-        forms=("{k} songs for {x}", "Songs about {x}, {k} edition", "{x} playlist: {k}"),
+        forms=("{w} songs for {x}, {k}", "{k} {x} playlist: {w}", "Songs of {w} and {x}, {k}"),
         kinds=("Acoustic", "Upbeat", "Mellow", "Live", "Instrumental", "Nineties", "Morning", "Late night"),
     ),
     DemoDomain(
         name="ads",
         users=900,
         items=160,
-        forms=("{k}: everything for {x}", "{x} gear, {k}", "Try {x} today, {k}"),
+        forms=("{k}: {x} and {w}", "{w} for {x}, {k}", "Try {x} today: {w}, {k}"),
         kinds=("20% off", "Free delivery", "New season", "Last chance", "Members only", "Gift idea"),
     ),
     DemoDomain(
         name="social",
         users=240,
         items=140,
-        forms=("{k} {x} group", "{x} meetup, {k}", "{k} friends of {x}"),
+        forms=("{k} {x} group: {w}", "{w} and {x} meetup, {k}", "{k} friends of {x} and {w}"),
         kinds=("Riverside", "Downtown", "Weekend", "Beginners", "Family", "Old town", "University"),
     ),
     DemoDomain(
         name="dining",
         users=64,
         items=120,
-        forms=("{k} with a {x} theme", "The {x} {k}", "{k} for {x} lovers"),
+        forms=("The {w} {k}, a {x} theme", "{k} for {x} lovers: {w}", "{x} and {w} {k}"),
         kinds=("cafe", "bistro", "food truck", "brunch place", "tea room", "bar"),
     ),
 )
@@ -120,9 +134,12 @@ def write_demo(folder: str | Path) -> Path:
 def _write_domain(folder: Path, domain: DemoDomain, generator: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     about = np.arange(domain.items) % len(INTERESTS)  # interest of each item
+    names = list(INTERESTS)
     titles = [
         domain.forms[generator.integers(len(domain.forms))].format(
-            x=INTERESTS[interest], k=domain.kinds[generator.integers(len(domain.kinds))]
+            x=names[interest],
+            w=INTERESTS[names[interest]][generator.integers(4)],
+            k=domain.kinds[generator.integers(len(domain.kinds))],
         )
         for interest in about
     ]
@@ -144,7 +161,7 @@ def _events(
 ) -> tuple[list[int], list[int], list[int]]:
     """Users, items and unix seconds of all events; a user meets an item at most once."""
     following = drift()
-    fame = 1.0 / (1.0 + generator.permutation(domain.items))  # a few items are known to everybody
+    fame = generator.uniform(1.0, 3.0, domain.items)  # some items are better known than others
     users, items, times = [], [], []
     for user in range(domain.users):
         interest = int(generator.integers(len(INTERESTS)))
@@ -199,7 +216,7 @@ metric_noise_multiplier = 15.0
 
 def _federation() -> str:
     names = ", ".join(f'"{domain.name}"' for domain in DOMAINS)
-    weights = "\n".join(f"{domain.name} = {domain.users / 1000}" for domain in DOMAINS)
+    weights = "\n".join(f"{domain.name} = {(domain.users / 1000) ** 2:.4f}" for domain in DOMAINS)
     return f"""# {_NOTE}
 name = "demo"
 domains = [{names}]
@@ -207,15 +224,26 @@ seed = 7                         # repeatable, noise included: such a run is NOT
 
 [features]
 encoder = "minilm"
+dim = 64                         # fewer dimensions carry less noise
+
+[backbone]
+width = 32
+feedforward = 64
 
 [training]
-rivals = 240
+learning_rate = 2.0
+rivals = 200
+
+[compute]
+threads = 2
 
 [strategy]
 name = "fedavg"
 rounds = 12
 evaluate_every = 4
 
-[strategy.weights]               # declared and public, in thousands of users
+# Declared and public. Noise is the same for a domain of any size, so the mean of its update is worth as much as its
+# size squared: (thousands of users) ** 2.
+[strategy.weights]
 {weights}
 """

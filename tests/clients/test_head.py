@@ -256,9 +256,9 @@ def test_a_head_carries_over_to_signals_fitted_on_more_events(tmp_path: Path) ->
 def test_shrinking_follows_the_number_of_users() -> None:
     """With as many users as the prior weighs the chosen weights count half; with very many they count alone."""
     chosen = {Signal.TEXT: 0.2, Signal.ITEM_CF: 0.8}
-    assert shrink(chosen, 100) == pytest.approx({Signal.TEXT: 0.6, Signal.ITEM_CF: 0.4})
-    assert shrink(chosen, 10**9) == pytest.approx(chosen)
-    assert shrink({Signal.TEXT: 1.0}, 100) == {Signal.TEXT: 1.0}
+    assert shrink(chosen, 100, towards=Signal.TEXT) == pytest.approx({Signal.TEXT: 0.6, Signal.ITEM_CF: 0.4})
+    assert shrink(chosen, 10**9, towards=Signal.TEXT) == pytest.approx(chosen)
+    assert shrink({Signal.TEXT: 1.0}, 100, towards=Signal.TEXT) == {Signal.TEXT: 1.0}
 
 
 def test_a_lead_must_be_more_than_noise_explains() -> None:
