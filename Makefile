@@ -1,0 +1,39 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything else follows from them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Nothing phones home and nothing is fetched at run time.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test check bench install clean
+
+demo: install ## install, run the main job on the built-in demo federation, say where the report is
+	$(BIN)/isthmus simulate
+
+test: install ## all tests, the slow ones and those on real data included
+	$(BIN)/python -m pytest
+
+check: install ## lint, types, import contracts, documentation and help texts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/docs tests/cli/test_help.py -q
+
+bench: install ## speed against named baselines, in CPU-seconds; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/overhead/compare.py
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -L src/isthmus/server || { echo "error: src/isthmus/server is not a symbolic link; clone with links (git config core.symlinks true)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
+
+clean: ## forget the environment and everything that was made
+	rm -rf $(VENV) build dist src/*.egg-info isthmus-demo isthmus-run benchmarks/runs
