@@ -19,9 +19,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 
 
 def write_demo_federation(
-    folder: Annotated[Path, typer.Argument(help="Folder to make; must not exist or be empty.")],
+    folder: Annotated[Path, typer.Argument()],
 ) -> None:
-    """Write a small SYNTHETIC federation of five domains to start from; every user in it is made up."""
+    """Write a small SYNTHETIC federation of five domains to start from; every user in it is made up.
+
+    FOLDER is made; it must not exist, or be empty.
+    """
     file = write_demo(folder)
     stdout.print(f"{file}\nRun it: isthmus simulate {file} --out isthmus-run", markup=False, highlight=False)
 
@@ -33,7 +36,7 @@ def write_demo_federation(
     "--clip 1 --expected-users 1200",
 )
 def import_command(  # noqa: PLR0913, PLR0917 - one option for each thing that must be said
-    target: Annotated[Path, typer.Argument(help="Domain folder to make; must not exist.")],
+    target: Annotated[Path, typer.Argument()],
     name: Annotated[str, typer.Option(help="Name of the domain: lower-case letters, digits, - and _.")],
     interactions: Annotated[Path, typer.Option(help="Interactions: Parquet, CSV, TSV, .inter or a sequence file.")],
     items: Annotated[Path, typer.Option(help="Items: Parquet, CSV, TSV or .item.")],
@@ -60,7 +63,10 @@ def import_command(  # noqa: PLR0913, PLR0917 - one option for each thing that m
     title: Annotated[str | None, typer.Option(help="Column shown to people.")] = None,
     text: Annotated[str | None, typer.Option(help="Template of an item's text, e.g. '{title}. {category}'.")] = None,
 ) -> None:
-    """Make a domain folder from tables: copies them and writes a commented domain.toml."""
+    """Make a domain folder from tables: copies them and writes a commented domain.toml.
+
+    TARGET is the folder to make; it must not exist.
+    """
     from isthmus.clients.data import ImportColumns, import_domain, propose_privacy  # noqa: PLC0415 - loads polars
 
     config = import_domain(
@@ -88,9 +94,13 @@ def import_command(  # noqa: PLR0913, PLR0917 - one option for each thing that m
 
 @domain_app.command("check", epilog="Example: isthmus domain check isthmus-demo/shopping")
 def check_command(
-    domain: Annotated[Path, typer.Argument(help="Domain folder, or the domain.toml in it.")], as_json: Json = False
+    domain: Annotated[Path, typer.Argument()],
+    as_json: Json = False,
 ) -> None:
-    """Read a domain's tables and show what was found and repaired; trains nothing, spends nothing."""
+    """Read a domain's tables and show what was found and repaired; trains nothing, spends nothing.
+
+    DOMAIN is a domain folder, or the domain.toml in it.
+    """
     from isthmus.clients.data import check_domain  # noqa: PLC0415 - loads polars
 
     report = check_domain(load_domain(domain)).to_dict()

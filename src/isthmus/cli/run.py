@@ -17,9 +17,7 @@ _DEMO = Path("isthmus-demo")
 
 
 def simulate(  # noqa: PLR0913, PLR0917 - options
-    federation: Annotated[
-        Path | None, typer.Argument(help="Federation file. Without one: the built-in synthetic demo, in isthmus-demo/.")
-    ] = None,
+    federation: Annotated[Path | None, typer.Argument()] = None,
     out: Annotated[Path, typer.Option(help="Run folder; a stopped run in it is continued.")] = Path("isthmus-run"),
     rounds: Annotated[int | None, typer.Option(help="Rounds, instead of the file's.")] = None,
     seed: Annotated[
@@ -28,7 +26,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
     backend: Annotated[str, typer.Option(help="in-process, or ray for many cores and machines.")] = "in-process",
     as_json: Json = False,
 ) -> None:
-    """Run a whole federation on this machine: private training, baselines, a report."""
+    """Run a whole federation on this machine: private training, baselines, a report.
+
+    FEDERATION is a federation file. Without one, the built-in synthetic demo is written to isthmus-demo/ and run.
+    """
     from isthmus.report.terminal import summary_table  # noqa: PLC0415 - the rest takes seconds to import
     from isthmus.simulation import Backend, prepare, run  # noqa: PLC0415
 
@@ -51,9 +52,13 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
 
 
 def calibrate(
-    domain: Annotated[Path, typer.Argument(help="Domain folder, or the domain.toml in it.")], as_json: Json = False
+    domain: Annotated[Path, typer.Argument()],
+    as_json: Json = False,
 ) -> None:
-    """Print how much noise a domain's policy needs; opens no table, trains nothing, spends nothing."""
+    """Print how much noise a domain's policy needs; opens no table, trains nothing, spends nothing.
+
+    DOMAIN is a domain folder, or the domain.toml in it.
+    """
     config = load_domain(domain)
     plan = plan_for(config.privacy)
     figures = {

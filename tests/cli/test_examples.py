@@ -1,0 +1,50 @@
+"""The example at the end of every help text works as printed, in the order in which a newcomer meets them."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.test_help import examples
+
+pytestmark = pytest.mark.slow
+
+_ORDER = (
+    "isthmus demo",
+    "isthmus domain check",
+    "isthmus domain import",
+    "isthmus calibrate",
+    "isthmus simulate",
+    "isthmus recommend",
+)
+
+
+def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of the documentation in a folder, with this interpreter's `isthmus`."""
+    _, *arguments = shlex.split(line)
+    return subprocess.run(
+        [sys.executable, "-c", "from isthmus.cli import main; main()", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_example_works_as_printed(tmp_path: Path) -> None:
+    """All examples, one after the other, in one folder."""
+    found = examples()
+    assert sorted(found) == sorted(_ORDER)
+    for words in _ORDER:
+        done = run(found[words], tmp_path)
+        assert done.returncode == 0, f"{found[words]}\n{done.stderr}"
+        assert done.stdout.strip(), found[words]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["federation"]["rounds"] == 2
+    assert not result["federation"]["private"]  # the demo is seeded, and says so
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "books" / "domain.toml").exists()
