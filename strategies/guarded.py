@@ -142,6 +142,7 @@ class Guarded(FedAvg):
                     continue  # the first answer of a round counts
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
+        self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 
     def _with_whitening(self, messages: Iterable[Message]) -> list[Message]:

@@ -89,6 +89,7 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
             seconds=time.monotonic() - started,
         )
         write_result(result, simulation.out / "result.json")
+        result = read_result(simulation.out / "result.json")  # what everybody else will read, rounding included
         render_report(result, simulation.out / "report.html")
         for vault in vaults if simulation.private else []:
             vault.ledger.backup(simulation.out / "ledgers" / f"{vault.name}.db")

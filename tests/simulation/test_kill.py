@@ -1,0 +1,85 @@
+"""kill -9 at any moment, the same command again: the same backbone, and nobody charged less than released."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from tests.simulation.conftest import Factory
+
+from isthmus.privacy.ledger import Ledger
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start `isthmus simulate` as a process of its own."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from isthmus.cli import main; main()",
+            "simulate",
+            str(file),
+            "--out",
+            str(out),
+            *options,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path: Path) -> None:
+    """Killed at five random moments of its life, then left alone: bit for bit the run that nobody killed."""
+    file = federation()
+    started = time.monotonic()
+    assert start(file, tmp_path / "whole").wait() == 0
+    lifetime = time.monotonic() - started
+    moments = random.Random(0)  # noqa: S311 - not a secret
+    out, killed = tmp_path / "killed", 0
+    for _ in range(5):
+        process = start(file, out)
+        try:
+            process.wait(timeout=moments.uniform(0.35, 1.0) * lifetime)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        for name in ("books", "games"):
+            _assert_nothing_left_unpaid(out, name)
+    assert start(file, out).wait() == 0
+    assert killed >= 2
+    whole, continued = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == continued.keys()
+    assert all(np.array_equal(whole[name], continued[name]) for name in whole)
+    for name in ("books", "games"):
+        kinds = [(e.charge.kind, e.charge.round) for e in Ledger(out / "ledgers" / f"{name}.db").entries()]
+        assert len(kinds) == len(set(kinds)) == 1 + 4 + 2  # catalogue, updates, metrics: each paid once
+
+
+def _assert_nothing_left_unpaid(out: Path, name: str) -> None:
+    """Every round that the server finished is in the domain's ledger."""
+    checkpoint, ledger = out / "checkpoint.safetensors", out / "ledgers" / f"{name}.db"
+    if not checkpoint.exists():
+        return
+
+    from isthmus.server.checkpoint import load_checkpoint  # noqa: PLC0415
+
+    with safe_open(checkpoint, framework="np") as file:
+        header = json.loads(file.metadata()["isthmus"])
+    state = load_checkpoint(checkpoint, run=header["run"], digest=header["digest"])
+    assert state is not None
+    charged = {e.charge.round for e in Ledger(ledger).entries() if e.charge.kind == "update"}
+    assert set(range(1, state.round + 1)) <= charged
