@@ -234,9 +234,6 @@ feedforward = 64
 learning_rate = 2.0
 rivals = 200
 
-[compute]
-threads = 2
-
 [strategy]
 name = "fedavg"
 rounds = 12
