@@ -1,6 +1,6 @@
 """After the last release: fit the private head, and see what everything was worth on the test items.
 
-    finished = finish_domain(vault, shipped, recipe, evaluation=..., seed=0, folder=Path("run/heads/books"))
+    finished = finish_domain(data, users, shipped, recipe, evaluation=..., seed=0, folder=Path("run/heads/books"))
 
 Everything in here is computed from private data without noise. It stays in the domain: in a simulation the
 report may show it, marked as raw, and no release can depend on it, because none follows.
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone, save_backbone
@@ -20,7 +19,7 @@ from isthmus.clients.data import DomainData
 from isthmus.clients.head import Head, Method, fit_head, save_head
 from isthmus.clients.local_training import train_alone
 from isthmus.clients.scorers import rank_users
-from isthmus.clients.trainer import make_training_set
+from isthmus.clients.trainer import TrainingSet
 from isthmus.config import EvaluationConfig
 from isthmus.records import Recipe
 
@@ -44,7 +43,7 @@ class FinishedDomain:
 
 def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     data: DomainData,
-    features: NDArray[np.float32],
+    users: TrainingSet,
     shipped: ShippedBackbone,
     recipe: Recipe,
     *,
@@ -56,29 +55,23 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
 
     Args:
         data: The domain.
-        features: (items, features) whitened text features.
+        users: What the domain trained on.
         shipped: The federation's backbone.
         recipe: What it was trained under; the local-only backbone follows it too.
         evaluation: How many users are looked at.
         seed: Of every draw in here.
         folder: Where the head is kept.
     """
-    tensor = torch.from_numpy(features)
-    alone = train_alone(
-        make_training_set(data.train, features, recipe),
-        data,
-        backbone_config=recipe.backbone,
-        training=recipe.training,
-        seed=seed,
-    )
-    scorer, local_scorer = BackboneScorer(shipped.backbone, tensor), BackboneScorer(alone, tensor)
+    alone = train_alone(users, data, backbone_config=recipe.backbone, training=recipe.training, seed=seed)
+    scorer, local_scorer = BackboneScorer(shipped.backbone, users.features), BackboneScorer(alone, users.features)
+    features = users.features.numpy()
     head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed)
     save_head(head, folder)
     save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0))
-    users = np.flatnonzero(data.test >= 0)
-    if len(users) > evaluation.max_users:
-        users = np.sort(np.random.default_rng(0).choice(users, evaluation.max_users, replace=False))
-    if not len(users):
+    tested = np.flatnonzero(data.test >= 0)
+    if len(tested) > evaluation.max_users:
+        tested = np.sort(np.random.default_rng(0).choice(tested, evaluation.max_users, replace=False))
+    if not len(tested):
         return FinishedDomain(head=head, ranks={})
     signals = Signals.fit(data.before_test, features=features, backbone=scorer, local_backbone=local_scorer)
     served = {method: method for method in Method} | {Method.FEDERATED: head.method}
@@ -87,6 +80,6 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
         ranks[method] = (
             ranks[served[method]]
             if served[method] in ranks
-            else rank_users(head.scorer(signals, served[method]), data.before_test, users, data.test[users])
+            else rank_users(head.scorer(signals, served[method]), data.before_test, tested, data.test[tested])
         )
     return FinishedDomain(head=head, ranks=ranks)

@@ -33,7 +33,7 @@ from isthmus.privacy.gate import Gate, Payload, Release
 from isthmus.privacy.ledger import Charge, Ledger
 from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
-from isthmus.records import Kind, RoundRequest, arrays_digest
+from isthmus.records import Kind, Recipe, RoundRequest, arrays_digest
 
 
 class Vault:
@@ -129,6 +129,14 @@ class Vault:
         """(items, features) whitened text features of the catalogue."""
         return whitening.apply(self.encoded(config.encoder))
 
+    def training_set(self, recipe: Recipe, whitening: Whitening) -> TrainingSet:
+        """What is trained on under a recipe; the same from round to round, so it is kept."""
+        key = recipe.model_dump_json()
+        if key not in self._training_sets:
+            features = self.features(recipe.features, whitening)
+            self._training_sets = {key: make_training_set(self.data.train, features, recipe)}
+        return self._training_sets[key]
+
     def close(self) -> None:
         """Let go of the ledger."""
         self.ledger.close()
@@ -154,7 +162,7 @@ class Vault:
     ) -> Payload:
         update = train_round(
             backbone,
-            self._training_set(request, whitening),
+            self.training_set(request.recipe, whitening),
             training=request.recipe.training,
             policy=self.config.privacy,
             plan=self.plan,
@@ -172,15 +180,6 @@ class Vault:
             BackboneScorer(prior, features), self.data
         )
         return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
-
-    def _training_set(self, request: RoundRequest, whitening: Whitening) -> TrainingSet:
-        """What is trained on; the same from round to round, so it is kept."""
-        key = request.recipe.model_dump_json()
-        if key not in self._training_sets:
-            features = self.features(request.recipe.features, whitening)
-            training_set = make_training_set(self.data.train, features, request.recipe)
-            self._training_sets = {key: training_set}
-        return self._training_sets[key]
 
     def _whitening(self, request: RoundRequest) -> Whitening:
         """The whitening that the recipe names: sent along, or kept from an earlier request."""
@@ -202,7 +201,10 @@ class Vault:
             arrays = load_file(kept)
         else:
             raise Refused(f"whitening {digest[:12]} is not known here; send it along")
-        return Whitening(mean=arrays["mean"], matrix=arrays["matrix"])
+        mean, matrix = arrays["mean"], arrays["matrix"]
+        if matrix.ndim != 2 or mean.shape != matrix.shape[:1] or not matrix.size:
+            raise Refused(f"a whitening is (dim,) and (dim, kept), got {mean.shape} and {matrix.shape}")
+        return Whitening(mean=mean, matrix=matrix)
 
     def _randomness(self, kind: Kind, request: RoundRequest) -> Randomness:
         if self._seed is None:

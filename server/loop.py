@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
-from isthmus.features import TextMoments, Whitening, fit_whitening
+from isthmus.features import TextMoments, fit_whitening
 from isthmus.records import (
     Arrays,
     Kind,
@@ -168,13 +168,9 @@ def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], 
         best=arrays,
         best_round=0,
         best_gain=0.0,
-        whitening=_whitening_arrays(whitening),
+        whitening=whitening.arrays(),
         strategy={},
     )
-
-
-def _whitening_arrays(whitening: Whitening) -> Arrays:
-    return {"mean": whitening.mean, "matrix": np.ascontiguousarray(whitening.matrix)}
 
 
 def _float32(record: ArrayRecord) -> Arrays:

@@ -64,6 +64,10 @@ class Whitening:
     mean: NDArray[np.float32]
     matrix: NDArray[np.float32]
 
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The transform as named tensors: how it travels and is kept."""
+        return {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
+
     def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Centre, whiten, and scale every row to length 1.
 

@@ -23,7 +23,7 @@ from isthmus.errors import RunError
 from isthmus.features import default_cache_dir
 from isthmus.grid import InProcessGrid, RunConfig
 from isthmus.ray_grid import RayGrid
-from isthmus.records import recipe_of
+from isthmus.records import arrays_digest, recipe_of
 from isthmus.report.page import render_report
 from isthmus.report.result import Result, read_result, write_result
 from isthmus.server.app import make_app
@@ -141,11 +141,12 @@ class _Listener:
 def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watcher: Watcher) -> FinishedDomain:
     watcher.stage(f"fitting the private head of {vault.name}")
     federation = simulation.federation
+    recipe = recipe_of(federation, arrays_digest(shipped.whitening.arrays()).hex())
     return finish_domain(
         vault.data,
-        vault.features(federation.features, shipped.whitening),
+        vault.training_set(recipe, shipped.whitening),
         shipped,
-        recipe_of(federation, ""),
+        recipe,
         evaluation=federation.evaluation,
         seed=federation.seed or 0,
         folder=simulation.out / "heads" / vault.name,
