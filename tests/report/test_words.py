@@ -29,9 +29,14 @@ def with_intervals(content: dict[str, Any], intervals: list[list[float]]) -> Res
 def test_the_verdict_follows_the_paired_interval(
     content: dict[str, Any], interval: list[float], wanted: Verdict
 ) -> None:
-    """An interval that touches zero decides nothing."""
-    result = with_intervals(content, [interval] * 5)
-    assert {verdict(domain) for domain in result.domains.values()} == {wanted}
+    """An interval that touches zero decides nothing; a head that kept a local method then says no transfer."""
+    for served in ("transfer", "no transfer"):
+        for domain in content["domains"].values():
+            domain["head"]["verdict"] = served
+        result = with_intervals(content, [interval] * 5)
+        kept = wanted is Verdict.UNDECIDED and served == "no transfer"
+        expected = Verdict.NO_TRANSFER if kept else wanted
+        assert {verdict(domain) for domain in result.domains.values()} == {expected}
 
 
 def test_headline_counts_what_helps_and_what_hurts(content: dict[str, Any]) -> None:

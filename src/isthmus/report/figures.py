@@ -194,6 +194,7 @@ _OF_VERDICT = {
     Verdict.HELPS: _Mark(colour=BLUE, marker="D", filled=True),
     Verdict.HURTS: _Mark(colour=ORANGE, marker="s", filled=True),
     Verdict.UNDECIDED: _PLAIN,
+    Verdict.NO_TRANSFER: _PLAIN,
 }
 
 

@@ -28,6 +28,7 @@ class Verdict(enum.Enum):
     HELPS = ("▲", "transfer helps")
     HURTS = ("▼", "transfer hurts")
     UNDECIDED = ("=", "no clear difference")
+    NO_TRANSFER = ("○", "no transfer")
     UNTESTED = ("?", "no test users")
 
     @property
@@ -42,13 +43,18 @@ class Verdict(enum.Enum):
 
 
 def verdict(domain: DomainResult) -> Verdict:
-    """Whether transfer helped, by the paired interval against the best local method."""
+    """Whether transfer helped, by the paired interval against the best local method.
+
+    Where that leaves it open and the head serves a local method, there was no transfer.
+    """
     if domain.transfer_gain is None:
         return Verdict.UNTESTED
     low, high = domain.transfer_gain.ci95
     if low > 0:
         return Verdict.HELPS
-    return Verdict.HURTS if high < 0 else Verdict.UNDECIDED
+    if high < 0:
+        return Verdict.HURTS
+    return Verdict.NO_TRANSFER if domain.head.verdict == "no transfer" else Verdict.UNDECIDED
 
 
 def headline(result: Result) -> str:
