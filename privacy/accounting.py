@@ -23,6 +23,7 @@ FFT", AISTATS 2020; Doroshenko et al., "Connect the Dots", PoPETs 2022 (the disc
 
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -37,12 +38,20 @@ FINE = 1e-4
 COARSE = 5e-3
 """Discretisation interval for a quick bound that is never below the fine one."""
 
+LEAST_NOISE = 0.02
+"""Below this noise multiplier nothing is proven: epsilon would be in the thousands, and its grid fills a memory."""
+
 NOTHING: DpEvent = dp_accounting.NoOpDpEvent()
 """The event of a release that depends on public data only."""
 
 
 def gaussian(noise_multiplier: float, count: int = 1) -> DpEvent:
-    """`count` Gaussian releases with noise stddev / L2 sensitivity = `noise_multiplier`."""
+    """`count` Gaussian releases with noise stddev / L2 sensitivity = `noise_multiplier`.
+
+    Raises:
+        ValueError: If the noise is not a finite number above 0, or the count is not at least 1.
+    """
+    _check(noise_multiplier, count)
     return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), count)
 
 
@@ -53,7 +62,13 @@ def poisson_gaussian(sample_rate: float, noise_multiplier: float, count: int) ->
         sample_rate: Probability that a user is in a batch, in (0, 1].
         noise_multiplier: Noise stddev / clipping norm.
         count: Steps.
+
+    Raises:
+        ValueError: If one of them is outside its range; noise must be finite and above 0, a count at least 1.
     """
+    _check(noise_multiplier, count)
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample rate must be in (0, 1], got {sample_rate}")
     return dp_accounting.SelfComposedDpEvent(
         dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier)),
         count,
@@ -69,7 +84,7 @@ def epsilon(events: Iterable[DpEvent], delta: float, *, interval: float = FINE) 
         interval: Grid of the discretised privacy loss. `COARSE` is ten times faster and never says less.
 
     Returns:
-        Epsilon; 0 for no events, infinity where nothing can be proven.
+        Epsilon; 0 for no events, infinity where nothing can be proven (as for noise below `LEAST_NOISE`).
 
     Guarantees:
         - Never below the true epsilon of the composition (discretisation rounds up), at either interval.
@@ -101,6 +116,8 @@ def fits(events: Iterable[DpEvent], budget: PrivacyBudget) -> bool:
 def _epsilon(parts: tuple[tuple[float, float, int], ...], delta: float, interval: float) -> float:
     if not parts:
         return 0.0
+    if min(noise for _, noise, _ in parts) < LEAST_NOISE:
+        return math.inf
     first, *others = (_loss(rate, noise, interval).self_compose(count) for rate, noise, count in parts)
     return float(functools.reduce(PrivacyLossDistribution.compose, others, first).get_epsilon_for_delta(delta))
 
@@ -143,12 +160,27 @@ def decode_event(text: str) -> DpEvent:
         if kind == "none":
             return NOTHING
         if kind == "gaussian":
-            return gaussian(float(fields["noise"]), int(fields["count"]))
+            return gaussian(float(fields["noise"]), _whole(fields["count"]))
         if kind == "poisson-gaussian":
-            return poisson_gaussian(float(fields["rate"]), float(fields["noise"]), int(fields["count"]))
+            return poisson_gaussian(float(fields["rate"]), float(fields["noise"]), _whole(fields["count"]))
         raise ValueError(f"kind {kind!r} is not known")
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an event of encoding version 1: {text!r} ({error})") from None
+
+
+def _check(noise_multiplier: float, count: int) -> None:
+    """Refuse what is not `count` releases with some noise."""
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ValueError(f"noise multiplier must be a finite number above 0, got {noise_multiplier}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+
+
+def _whole(value: object) -> int:
+    """A count as it was written; cutting off a fraction would count too little."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"count must be a whole number, got {value!r}")
+    return value
 
 
 def _parts(event: DpEvent) -> tuple[str, float, float, int]:

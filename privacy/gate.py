@@ -93,7 +93,8 @@ class Gate:
 def _pack(payload: Payload) -> bytes:
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float64]] = {}
     for name, array in payload.arrays.items():
-        tensors[f"array/{name}"] = np.ascontiguousarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what does not fit in float32 becomes an infinity, which is refused below
+            tensors[f"array/{name}"] = np.asarray(array, dtype=np.float32, order="C")
     for name, value in payload.values.items():
         tensors[f"value/{name}"] = np.array([value], dtype=np.float64)
     for name, tensor in tensors.items():

@@ -30,6 +30,7 @@ from isthmus.privacy.accounting import decode_event, encode_event, epsilon, fits
 from isthmus.privacy.budget import PrivacyBudget
 
 _SCHEMA = """
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS entries (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     time TEXT NOT NULL,
@@ -47,6 +48,7 @@ CREATE TABLE IF NOT EXISTS releases (
     seq INTEGER PRIMARY KEY REFERENCES entries (seq),
     payload BLOB
 ) STRICT;
+COMMIT;
 """
 
 
@@ -107,9 +109,15 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)
+            tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and "entries" not in tables:
+                raise sqlite3.DatabaseError(f"it is a database of something else, with tables {sorted(tables)}")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._db.execute("PRAGMA foreign_keys = ON")
+            if "releases" not in tables:
+                self._db.executescript(_SCHEMA)
+            self._db.execute(f"{_SELECT} LIMIT 0")  # the columns are ours, too
         except (sqlite3.DatabaseError, OSError) as error:
             raise RunError(
                 f"{self.path}: cannot be used as a ledger: {error}. Restore it from a backup; "
@@ -131,7 +139,9 @@ class Ledger:
 
         Raises:
             BudgetExhausted: If all entries and this charge together exceed the budget.
-            Refused: If another request was already charged for the same run, round and kind (a replay).
+            Refused: If another request was already charged for the same run, round and kind (a replay), or the
+                same one at another cost and nothing was released for it yet (the policy changed in between).
+            RunError: If the ledger cannot be written; nothing was charged.
 
         Guarantees:
             - When this returns, the entry survives a crash of the process or the machine.
@@ -145,6 +155,13 @@ class Ledger:
                         f"round {charge.round} of run {charge.run!r} already asked for another {charge.kind}: "
                         f"request {existing.charge.request.hex()[:12]}, now {charge.request.hex()[:12]}. "
                         f"A round is answered once; start a new run to ask something else."
+                    )
+                paid = (encode_event(existing.charge.event), existing.charge.private)
+                if not existing.released and paid != (encode_event(charge.event), charge.private):
+                    raise Refused(
+                        f"the {charge.kind} of round {charge.round} of run {charge.run!r} was charged as {paid[0]} "
+                        f"(private: {paid[1]}) and would now be {encode_event(charge.event)} (private: "
+                        f"{charge.private}). Go back to the policy and seed it was charged under, or start a new run."
                     )
                 return existing
             self.require_room([charge.event], budget, what=f"the {charge.kind} of round {charge.round}")
@@ -260,13 +277,21 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """All of it, synced, or nothing."""
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise RunError(
+                f"{self.path}: the ledger cannot be written: {error}. Nothing leaves without it; make room on the "
+                f"disk or end what holds the file, and ask again."
+            ) from None
 
 
 _SELECT = (

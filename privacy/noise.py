@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
+_KEY_BYTES = 2**38
+"""Key stream of one key, in bytes: 2^32 blocks of 64."""
+
 
 class Randomness(Protocol):
     """A source of the random draws that a privacy guarantee depends on."""
@@ -47,6 +50,7 @@ class SecureRandomness:
     Guarantees:
         - Two instances never share a key stream.
         - Draws of a child process after a fork differ from the parent's: the key is drawn anew.
+        - A key is left before its key stream ends (256 GiB), so no number of draws repeats one or fails.
     """
 
     private = True
@@ -68,13 +72,15 @@ class SecureRandomness:
 
     def _uniform(self, count: int) -> NDArray[np.float64]:
         """Multiples of 2^-53 in (0, 1]."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self._left < 8 * count:
             self._rekey()
+        self._left -= 8 * count
         stream = self._cipher.update(bytes(8 * count))
         return ((np.frombuffer(stream, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
 
     def _rekey(self) -> None:
         self._owner = os.getpid()
+        self._left = _KEY_BYTES
         self._cipher = Cipher(ChaCha20(os.urandom(32), bytes(16)), mode=None).encryptor()
 
 

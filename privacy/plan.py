@@ -11,7 +11,6 @@ Reference: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 
 from dp_accounting import DpEvent
@@ -178,5 +177,6 @@ def _epsilon_at(config: DpSgdConfig, point: int, interval: float) -> float:
 def _metrics_cost(config: DpSgdConfig) -> float:
     if not config.evaluations or config.metric_noise_multiplier is None:
         return 0.0
-    cost = epsilon([gaussian(config.metric_noise_multiplier, config.evaluations)], config.budget.delta)
-    return cost if math.isfinite(cost) else math.inf
+    # The coarse grid is near enough for a message, and evaluations with little noise make the fine one huge.
+    events = [gaussian(config.metric_noise_multiplier, config.evaluations)]
+    return epsilon(events, config.budget.delta, interval=COARSE)
