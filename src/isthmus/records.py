@@ -9,7 +9,10 @@ sides parse the other's message as hostile input: a wrong protocol version, key,
 """
 
 import enum
+import functools
 import hashlib
+import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +30,10 @@ PROTOCOL = 1
 Arrays = dict[str, NDArray[np.float32]]
 
 ARRAYS, VALUES, CONFIG, WHITENING = "arrays", "values", "config", "whitening"
+
+_PACKING = "numpy.ndarray"  # what Flower calls the .npy format
+_LONGEST_TEXT, _LONGEST_RECIPE = 2000, 20_000  # characters that are read of what the other side says
+_LONGEST_HEADER = 1000  # bytes; numpy writes 128
 
 
 class Kind(enum.StrEnum):
@@ -111,16 +118,16 @@ class RoundRequest:
         config = _section(content.config_records, CONFIG)
         _require_protocol(config)
         try:
-            recipe = Recipe.model_validate_json(_typed(config, "recipe", str))
+            recipe = Recipe.model_validate_json(_text(config, "recipe", _LONGEST_RECIPE))
         except ValidationError as error:
             raise Refused(f"the request's recipe is not valid: {error.errors()[0]['msg']}") from None
         return RoundRequest(
-            run=_typed(config, "run", str),
-            round=_typed(config, "server-round", int),
+            run=_text(config, "run"),
+            round=_round(config),
             recipe=recipe,
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
             whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
-            proximal_mu=_typed(config, "proximal-mu", float) if "proximal-mu" in config else 0.0,
+            proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
         )
 
 
@@ -156,7 +163,7 @@ class RoundReply:
                 "domain": self.domain,
                 "run": self.run,
                 "server-round": self.round,
-                "refusal": self.refusal,
+                "refusal": self.refusal[:_LONGEST_TEXT],
                 "exhausted": self.exhausted,
                 "epsilon": self.epsilon,
             }
@@ -178,14 +185,14 @@ class RoundReply:
         if not all(isinstance(value, float | int) for value in values.values()):
             raise Refused("the reply's values must be numbers")
         return RoundReply(
-            domain=_typed(config, "domain", str),
-            run=_typed(config, "run", str),
-            round=_typed(config, "server-round", int),
+            domain=_text(config, "domain"),
+            run=_text(config, "run"),
+            round=_round(config),
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
             values={name: float(value) for name, value in values.items()},
-            refusal=_typed(config, "refusal", str),
+            refusal=_text(config, "refusal"),
             exhausted=_typed(config, "exhausted", bool),
-            epsilon=_typed(config, "epsilon", float),
+            epsilon=_figure(config, "epsilon"),
         )
 
 
@@ -200,7 +207,7 @@ def arrays_digest(arrays: Arrays) -> bytes:
 
 def to_array_record(arrays: Arrays) -> ArrayRecord:
     """Named float32 tensors as a Flower record."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array, dtype=np.float32)) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(array, dtype=np.float32, order="C")) for name, array in arrays.items()})
 
 
 def from_array_record(record: ArrayRecord) -> Arrays:
@@ -209,18 +216,7 @@ def from_array_record(record: ArrayRecord) -> Arrays:
     Raises:
         Refused: If a tensor has another dtype or cannot be read.
     """
-    arrays: Arrays = {}
-    for name, packed in record.items():
-        if packed.dtype != "float32":
-            raise Refused(f"tensor {name!r} has dtype {packed.dtype!r}; only float32 is exchanged")
-        try:
-            array = packed.numpy()
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise Refused(f"tensor {name!r} cannot be read: {error}") from None
-        if array.dtype != np.float32 or list(array.shape) != list(packed.shape):
-            raise Refused(f"tensor {name!r} is not what its header says: {array.dtype}, {array.shape}")
-        arrays[name] = array
-    return arrays
+    return {name: _tensor(name, packed) for name, packed in record.items()}
 
 
 def content_bytes(message: Message) -> int:
@@ -236,6 +232,37 @@ def _section(records: Any, name: str) -> Any:
     return records[name]
 
 
+def _tensor(name: str, packed: Array) -> NDArray[np.float32]:
+    """The tensor that a header and its bytes agree on; its size is known before anything is allocated."""
+    if packed.dtype != "float32":
+        raise Refused(f"tensor {name!r} has dtype {packed.dtype!r}; only float32 is exchanged")
+    if packed.stype != _PACKING:
+        raise Refused(f"tensor {name!r} is packed as {packed.stype!r}; only {_PACKING!r} is exchanged")
+    start = 10 + int.from_bytes(packed.data[8:10], "little")  # the header's length stands after magic and version
+    try:
+        if start > _LONGEST_HEADER:
+            raise ValueError(f"its header has {start} bytes")
+        shape, fortran, dtype = _npy_header(packed.data[:start])
+    except Exception as error:  # noqa: BLE001 - numpy's reader raises many things on bytes that are made for it
+        raise Refused(f"tensor {name!r} cannot be read: {error!r:.200}") from None
+    if dtype != np.dtype("<f4") or shape != tuple(packed.shape):
+        raise Refused(f"tensor {name!r} is not what its header says: {dtype}, {shape}")
+    rest = len(packed.data) - start
+    if fortran or min(shape, default=0) < 0 or rest != 4 * math.prod(shape):
+        raise Refused(f"tensor {name!r} cannot be read: {rest} bytes do not hold float32 of shape {shape} in C order")
+    return np.ndarray(shape, np.dtype("<f4"), buffer=packed.data, offset=start).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and dtype, of the same few tensors again and again."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"its format is version {version}, not (1, 0)")
+    return np.lib.format.read_array_header_1_0(stream)
+
+
 def _typed(config: ConfigRecord, key: str, kind: type) -> Any:
     value = config.get(key)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -243,6 +270,28 @@ def _typed(config: ConfigRecord, key: str, kind: type) -> Any:
     return value
 
 
+def _text(config: ConfigRecord, key: str, longest: int = _LONGEST_TEXT) -> str:
+    text = str(_typed(config, key, str))
+    if len(text) > longest:
+        raise Refused(f"the message's {key!r} has {len(text)} characters; at most {longest} are read")
+    return text
+
+
+def _round(config: ConfigRecord) -> int:
+    number = int(_typed(config, "server-round", int))
+    if not 0 <= number < 2**31:
+        raise Refused(f"the message's 'server-round' must be from 0 to 2**31 - 1, got {number}")
+    return number
+
+
+def _figure(config: ConfigRecord, key: str) -> float:
+    figure = float(_typed(config, key, float))
+    if not 0 <= figure < math.inf:
+        raise Refused(f"the message's {key!r} must be finite and not negative, got {figure}")
+    return figure
+
+
 def _require_protocol(config: ConfigRecord) -> None:
-    if config.get("protocol") != PROTOCOL:
-        raise Refused(f"the message speaks protocol {config.get('protocol')!r}, this side speaks {PROTOCOL}")
+    spoken = config.get("protocol")
+    if type(spoken) is not int or spoken != PROTOCOL:
+        raise Refused(f"the message speaks protocol {spoken!r:.50}, this side speaks {PROTOCOL}")

@@ -1,0 +1,370 @@
+"""What travels comes back as it was; whatever else arrives is refused with a reason, and nothing is unpickled."""
+
+import io
+import math
+import os
+import pickle  # noqa: TID251 - to show that such bytes are never loaded
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from numpy.typing import NDArray
+
+from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig
+from isthmus.errors import Refused
+from isthmus.grid import take_identity
+from isthmus.records import (
+    Kind,
+    Recipe,
+    RoundReply,
+    RoundRequest,
+    arrays_digest,
+    content_bytes,
+    from_array_record,
+    to_array_record,
+)
+
+RECIPE = Recipe(
+    features=FeatureConfig(encoder="hash:64"), backbone=BackboneConfig(), training=TrainingConfig(), whitening="ab" * 32
+)
+ARRAYS = {
+    "scalar": np.float32(3.5).reshape(()),
+    "empty": np.zeros((0, 4), np.float32),
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "strange": np.array([np.nan, np.inf, -0.0, 1e-45], np.float32),
+}
+
+
+def make_request(round_: int = 2) -> RoundRequest:
+    """A request with everything in it."""
+    return RoundRequest(
+        run="r1",
+        round=round_,
+        recipe=RECIPE,
+        arrays=ARRAYS,
+        whitening={"mean": np.ones(2, np.float32)},
+        proximal_mu=0.25,
+    )
+
+
+def make_reply() -> RoundReply:
+    """A reply with everything in it."""
+    return RoundReply(
+        domain="books",
+        run="r1",
+        round=2,
+        arrays=ARRAYS,
+        values={"gain": -0.5},
+        refusal="no, ünïcode",
+        exhausted=True,
+        epsilon=1.5,
+    )
+
+
+def over_the_wire(content: RecordDict) -> RecordDict:
+    """What the other side gets: through Flower's protobuf and back."""
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+def npy(array: NDArray[np.generic]) -> bytes:
+    """The bytes that numpy keeps an array in."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def record_of(
+    data: bytes, *, shape: tuple[int, ...] = (2,), dtype: str = "float32", stype: str = "numpy.ndarray"
+) -> ArrayRecord:
+    """A record whose header says one thing and whose bytes are what they are."""
+    return ArrayRecord({"w": Array(dtype=dtype, shape=shape, stype=stype, data=data)})
+
+
+@pytest.mark.parametrize("carry", [over_the_wire, RecordDict])
+def test_a_request_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict]) -> None:
+    """Every field, and every bit of every tensor, NaN and minus zero included."""
+    request = make_request()
+    back = RoundRequest.from_records(carry(request.to_records()))
+    assert (back.run, back.round, back.recipe, back.proximal_mu) == ("r1", 2, RECIPE, 0.25)
+    assert back.arrays.keys() == ARRAYS.keys()
+    assert all(back.arrays[name].tobytes() == array.tobytes() for name, array in ARRAYS.items())
+    assert all(back.arrays[name].shape == array.shape for name, array in ARRAYS.items())
+    assert back.whitening["mean"].tolist() == [1.0, 1.0]
+    assert all(back.digest(kind) == request.digest(kind) for kind in Kind)
+
+
+@pytest.mark.parametrize("carry", [over_the_wire, RecordDict])
+def test_a_reply_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict]) -> None:
+    """Release, refusal and figures alike."""
+    reply = make_reply()
+    back = RoundReply.from_records(carry(reply.to_records()))
+    assert (back.domain, back.run, back.round, back.values) == ("books", "r1", 2, {"gain": -0.5})
+    assert (back.refusal, back.exhausted, back.epsilon) == ("no, ünïcode", True, 1.5)
+    assert all(back.arrays[name].tobytes() == array.tobytes() for name, array in ARRAYS.items())
+
+
+def test_the_digest_of_a_request_covers_everything_a_release_depends_on() -> None:
+    """Another run, round, kind, recipe, pull or parameter is another request; sending the whitening along is not."""
+    request = make_request()
+    fields = {"run": "r1", "round": 2, "recipe": RECIPE, "arrays": ARRAYS, "proximal_mu": 0.25}
+    nudged = {**ARRAYS, "matrix": np.nextafter(ARRAYS["matrix"], np.float32(9))}
+    renamed = {**{k: v for k, v in ARRAYS.items() if k != "matrix"}, "matriy": ARRAYS["matrix"]}
+    reshaped = {**ARRAYS, "matrix": ARRAYS["matrix"].reshape(3, 2)}
+    changes: list[dict[str, object]] = [
+        {},
+        {"run": "r2"},
+        {"round": 3},
+        {"proximal_mu": 0.5},
+        {"recipe": RECIPE.model_copy(update={"whitening": "cd" * 32})},
+        {"recipe": RECIPE.model_copy(update={"training": TrainingConfig(temperature=0.2)})},
+        {"arrays": nudged},
+        {"arrays": renamed},
+        {"arrays": reshaped},
+    ]
+    digests = [RoundRequest(**{**fields, **change}).digest(Kind.UPDATE) for change in changes]  # type: ignore[arg-type]
+    assert digests[0] == request.digest(Kind.UPDATE) != request.digest(Kind.METRIC)
+    assert len(set(digests)) == len(changes)
+    assert arrays_digest(ARRAYS) == arrays_digest(dict(reversed(ARRAYS.items())))
+
+
+@pytest.mark.parametrize("parse", [RoundRequest.from_records, RoundReply.from_records])
+@pytest.mark.parametrize(("missing", "words"), [("config", "no record 'config'"), ("arrays", "no record 'arrays'")])
+def test_a_missing_record_is_refused(parse: Callable[[RecordDict], object], missing: str, words: str) -> None:
+    """By name, with what there was instead; a record of another type under that name is missing, too."""
+    content = make_request().to_records() if parse == RoundRequest.from_records else make_reply().to_records()
+    del content[missing]
+    with pytest.raises(Refused, match=words):
+        parse(content)
+    content[missing] = MetricRecord({"round": 1})
+    with pytest.raises(Refused, match=words):
+        parse(content)
+    with pytest.raises(Refused, match="no record"):
+        parse(RecordDict())
+
+
+@pytest.mark.parametrize("protocol", [0, 2, "1", 1.0, True, None])
+def test_another_protocol_is_refused(protocol: object) -> None:
+    """Only the very number is our version: neither its text nor something that equals it."""
+    for content, parse in (
+        (make_request().to_records(), RoundRequest.from_records),
+        (make_reply().to_records(), RoundReply.from_records),
+    ):
+        config = content.config_records["config"]
+        if protocol is None:
+            del config["protocol"]
+        else:
+            config["protocol"] = protocol  # type: ignore[assignment]
+        with pytest.raises(Refused, match="protocol"):
+            parse(content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run", 1),
+        ("run", "r" * 5000),
+        ("server-round", True),
+        ("server-round", 1.0),
+        ("server-round", "1"),
+        ("server-round", -1),
+        ("proximal-mu", 1),
+        ("proximal-mu", math.nan),
+        ("proximal-mu", math.inf),
+        ("proximal-mu", -0.5),
+        ("recipe", b"{}"),
+        ("recipe", "{}"),
+        ("recipe", "NaN"),
+        ("recipe", "[" * 3000),
+        ("recipe", RECIPE.model_dump_json().replace("0.1", "NaN")),
+        ("recipe", RECIPE.model_dump_json().replace('"whitening"', '"epsilon"')),
+        ("recipe", "x" * 1_000_000),
+    ],
+)
+def test_a_request_with_a_wrong_setting_is_refused(key: str, value: object) -> None:
+    """Wrong type, not finite, negative, too long, an unknown key in the recipe: named, in few words."""
+    content = make_request().to_records()
+    content.config_records["config"][key] = value  # type: ignore[assignment]
+    with pytest.raises(Refused, match=key.partition("-")[2] or key) as caught:
+        RoundRequest.from_records(content)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["run", "server-round", "recipe"])
+def test_a_request_without_a_setting_is_refused(key: str) -> None:
+    """Nothing is guessed."""
+    content = make_request().to_records()
+    del content.config_records["config"][key]
+    with pytest.raises(Refused, match=f"'{key}' must be"):
+        RoundRequest.from_records(content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("domain", b"books"),
+        ("domain", "b" * 5000),
+        ("run", 3),
+        ("server-round", False),
+        ("server-round", 2.0),
+        ("server-round", -1),
+        ("refusal", 0),
+        ("refusal", "why " * 5000),
+        ("exhausted", 1),
+        ("exhausted", "no"),
+        ("epsilon", 1),
+        ("epsilon", math.nan),
+        ("epsilon", math.inf),
+        ("epsilon", -1.0),
+    ],
+)
+def test_a_reply_with_a_wrong_setting_is_refused(key: str, value: object) -> None:
+    """A bool is no int, an int no bool, NaN no figure, and a novel no reason."""
+    content = make_reply().to_records()
+    content.config_records["config"][key] = value  # type: ignore[assignment]
+    with pytest.raises(Refused, match=key.partition("-")[2] or key) as caught:
+        RoundReply.from_records(content)
+    assert len(str(caught.value)) < 300
+
+
+def test_values_must_be_numbers() -> None:
+    """Lists of numbers are no values."""
+    content = make_reply().to_records()
+    content["values"] = MetricRecord({"gain": [1.0, 2.0]})
+    with pytest.raises(Refused, match="values must be numbers"):
+        RoundReply.from_records(content)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "bool", "complex64", "U3", "datetime64[s]"])
+def test_another_dtype_is_refused(dtype: str) -> None:
+    """Whether the header admits it or claims float32."""
+    array = np.zeros(2, dtype)
+    for said in (str(array.dtype), "float32"):
+        with pytest.raises(Refused, match="'w'"):
+            from_array_record(record_of(npy(array), dtype=said))
+
+
+def test_the_other_byte_order_is_refused() -> None:
+    """Big-endian float32 is not what is exchanged."""
+    with pytest.raises(Refused, match="not what its header says"):
+        from_array_record(record_of(npy(np.ones(2, ">f4"))))
+
+
+@pytest.mark.parametrize("said", [(3,), (1, 2), (), (2, 1), (2**40,)])
+def test_a_header_that_lies_about_the_shape_is_refused(said: tuple[int, ...]) -> None:
+    """The record says one shape and the bytes another."""
+    with pytest.raises(Refused, match="not what its header says"):
+        from_array_record(record_of(npy(np.ones(2, np.float32)), shape=said))
+
+
+@pytest.mark.parametrize("count", [3, 10**10, 10**15, 10**30, -1])
+def test_bytes_that_lie_about_their_own_shape_are_refused(count: int) -> None:
+    """Eight bytes that call themselves a petabyte are refused before anything of that size is made."""
+    honest = npy(np.ones(2, np.float32))
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (count,)}).ljust(117) + "\n"
+    lying = honest[:8] + struct.pack("<H", len(header)) + header.encode() + np.ones(2, np.float32).tobytes()
+    with pytest.raises(Refused, match="'w' is not what its header says"):
+        from_array_record(record_of(lying))
+    if 0 < count < 2**63:  # what a record can say as well
+        with pytest.raises(Refused, match="'w' cannot be read"):
+            from_array_record(record_of(lying, shape=(count,)))
+
+
+def _npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, w=np.ones(2, np.float32))
+    return file.getvalue()
+
+
+def _header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x09\x09" + b"\0" * 100,
+        npy(np.ones(2, np.float32))[:-3],
+        _npz(),
+        b"PK\x03\x04" + b"\0" * 40,
+        b"PK\x05\x06" + b"\0" * 18,
+        _header("-" * 9000 + "1"),
+        _header("(" * 9000),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': 2}"),
+        _header("{'descr': '<f4'}"),
+        _header("{'descr': ['<f4'], 'fortran_order': False, 'shape': (2,)}"),
+        b"\x93NUMPY\x03\x00" + struct.pack("<I", 3) + b"\xff\xfe\xfd",
+        npy(np.zeros(2, [("a", "f4")])),
+    ],
+    ids=[
+        "nothing",
+        "half-a-magic",
+        "no-such-version",
+        "cut",
+        "npz",
+        "broken-zip",
+        "empty-zip",
+        "deep-signs",
+        "deep-brackets",
+        "shape-no-tuple",
+        "keys",
+        "descr",
+        "no-utf8",
+        "structured",
+    ],
+)
+def test_bytes_that_are_no_tensor_are_refused(data: bytes) -> None:
+    """Whatever numpy's reader makes of them, the answer is a refusal that names the tensor."""
+    with pytest.raises(Refused, match="'w'"):
+        from_array_record(record_of(data))
+
+
+class Bomb:
+    """An object whose unpickling leaves a mark on the disk."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Make a folder when loaded."""
+        return os.mkdir, (str(self._mark),)
+
+
+@pytest.mark.parametrize("wrapped", ["bare", "object array"])
+def test_a_pickle_is_refused_and_never_loaded(tmp_path: Path, wrapped: str) -> None:
+    """Bare or as an object array: its code does not run; loading it by hand shows that it would have."""
+    mark = tmp_path / "mark"
+    bomb = pickle.dumps(Bomb(mark))
+    data = bomb if wrapped == "bare" else npy(np.array([Bomb(mark), Bomb(mark)], dtype=object))
+    for stype in ("numpy.ndarray", "pickle"):
+        with pytest.raises(Refused, match="'w'"):
+            from_array_record(record_of(data, stype=stype))
+    assert not mark.exists()
+    pickle.loads(bomb)  # noqa: S301 - our own
+    assert mark.exists()
+
+
+def test_what_is_parsed_cannot_be_changed_through_what_was_sent() -> None:
+    """Records are copies: changing an array after packing changes nothing."""
+    array = np.ones(3, np.float32)
+    record = to_array_record({"w": array})
+    array[:] = 7
+    assert from_array_record(record)["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_size_of_a_message_is_that_of_its_tensors() -> None:
+    """Four bytes a number and little on top; nothing for an error."""
+    take_identity(1)
+    message = Message(
+        RecordDict({"arrays": to_array_record({"w": np.zeros(1000, np.float32)}), "config": ConfigRecord({"a": 1})}),
+        dst_node_id=2,
+        message_type="train",
+    )
+    assert 4000 <= content_bytes(message) <= 4000 + 160  # numpy's header and the name
+    message.metadata.__dict__["_message_id"] = "m"
+    assert content_bytes(Message(Error(1, "broken"), reply_to=message)) == 0
