@@ -17,7 +17,7 @@ class BackboneScorer:
     """Ranks by the inner product of a predicted query with each item's features.
 
     Args:
-        backbone: Any; set to evaluation mode while scoring.
+        backbone: Any; it behaves alike in training and evaluation mode.
         features: (items, features) whitened text features.
         residual_only: Leave the text prior out, i.e. score with what was learned.
     """

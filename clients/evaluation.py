@@ -1,6 +1,7 @@
 """Validate a backbone, and release the result with noise.
 
-    gain = evaluate_gain(scorer, prior, data, policy=policy, randomness=randomness)    # a Payload for the gate
+    gains = validation_ndcg(scorer, data) - validation_ndcg(prior, data)
+    payload = noisy_gain(gains, policy=policy, randomness=randomness)    # for the gate
 
 What leaves is two noisy sums over users: the gain of NDCG@10 over the text prior, clipped to
 [-1, 1] by the metric's own range, and the number of users that were evaluated. One user moves the

@@ -1,6 +1,7 @@
 """One round of user-level DP-SGD on one domain, through Opacus.
 
-    update = train_round(backbone, users, recipe=recipe, policy=policy, plan=plan, seed=..., randomness=randomness)
+    update = train_round(backbone, users, training=training, policy=policy, plan=plan, proximal_mu=0.0,
+                         randomness=randomness)
 
 One record per user: a user's whole training history is one row, so clipping a row's gradient is
 clipping a user's. A step draws a Poisson batch of users, computes each user's gradient (Opacus
@@ -198,7 +199,8 @@ def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperatur
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
     loss = rival_loss(query[valid], users.features, users.rivals.items[event], users.rivals.place[event], temperature)
-    return torch.zeros_like(batch.weight).masked_scatter(valid, loss * batch.weight[valid]).sum(dim=1)
+    weighted = loss * batch.weight[valid].to(loss.dtype)
+    return loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
 
 
 def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int, losses: int) -> Batch:
@@ -214,7 +216,7 @@ def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int,
     rows = [np.arange(max(offsets[user], offsets[user + 1] - positions - 1), offsets[user + 1]) for user in chosen]
     width = max(max((len(row) for row in rows), default=0) - 1, 1)
     history, event = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
-    weight = np.zeros((len(rows), width), np.float32)
+    weight = np.zeros((len(rows), width))
     for i, row in enumerate(rows):
         length = len(row) - 1
         if length > 0:

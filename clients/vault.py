@@ -147,6 +147,8 @@ class Vault:
             if not self.config.items.public:
                 raise Refused("the catalogue is not public (`items.public` in domain.toml), so nothing is said of it")
             return functools.partial(self._catalogue, request)
+        if kind is Kind.METRIC and not self.config.privacy.evaluations:
+            raise Refused("this domain releases no evaluations (`privacy.evaluations` in domain.toml is 0)")
         whitening = self._whitening(request)
         backbone = _backbone(request, whitening)
         mechanism = self._train if kind is Kind.UPDATE else self._evaluate

@@ -13,6 +13,7 @@ from isthmus.clients.data import Catalogue, DataReport, DomainData, Histories
 from isthmus.clients.head import (
     MAX_USERS,
     MIN_USERS,
+    Contest,
     Head,
     Method,
     Verdict,
@@ -20,6 +21,7 @@ from isthmus.clients.head import (
     fit_head,
     load_head,
     save_head,
+    search_weights,
     shrink,
 )
 from isthmus.clients.scorers import rank_users
@@ -251,6 +253,15 @@ def test_a_head_carries_over_to_signals_fitted_on_more_events(tmp_path: Path) ->
     signals = Signals.fit(data.before_test, features=features)
     ranks = rank_users(load_head(tmp_path).scorer(signals), data.before_test, np.arange(250), data.test)
     assert ranks.mean() < 30  # a guess has 60
+
+
+def test_the_search_is_never_below_the_best_single_signal() -> None:
+    """Item-CF is right for all, but the text is so loud that no single step from the text alone helps."""
+    leads = np.stack([np.full((40, 20), 1e4), np.full((40, 20), -1.0)]).astype(np.float32)
+    contest = Contest(signals=(Signal.TEXT, Signal.ITEM_CF), leads=leads)
+    chosen = search_weights(contest, (Signal.TEXT, Signal.ITEM_CF))
+    assert contest.ndcg(chosen).tolist() == [1.0] * 40
+    assert chosen == {Signal.TEXT: 0.0, Signal.ITEM_CF: 1.0}
 
 
 def test_shrinking_follows_the_number_of_users() -> None:

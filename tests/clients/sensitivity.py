@@ -1,0 +1,203 @@
+"""The judge of a clipped sum: a case, the loop over users in float64, and the two checks that a mechanism must pass.
+
+    assert_matches_brute_force(Served(), make_case([6, 3, 0], seed=1), tolerance=EXACT)
+    assert_user_moves_at_most_c(Served(), make_case([6, 3, 0], seed=1), tolerance=EXACT)
+
+A mechanism is a function from a case (users, model, clip) to the sum that leaves before noise: what `train_round`
+returns, times the public divisor. `Served` is the real one; `test_sensitivity.py` shows that wrong ones fail.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+from torch.nn import functional
+
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.clients import trainer
+from isthmus.clients.data import Histories
+from isthmus.clients.rivals import find_rivals
+from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
+from isthmus.config import BackboneConfig, FeatureConfig, PrivacyPolicy, TrainingConfig
+from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.plan import DpSgdConfig, DpSgdPlan
+from isthmus.records import Recipe
+
+ITEMS, DIM = 24, 8
+SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=12, positions=5, prior_items=4)
+TRAINING = TrainingConfig(learning_rate=1e4, rivals=10, positions=3)
+"""A large step: what is subtracted to get the update is then nothing beside it."""
+RECIPE = Recipe(features=FeatureConfig(), backbone=SHAPE, training=TRAINING, whitening="")
+RATE, DIVISOR, SIGMA = 0.5, 7.0, 1.5
+PLAN = DpSgdPlan(config=DpSgdConfig(budget=PrivacyBudget(8.0, 1e-6), sample_rate=RATE, steps=1), noise_multiplier=SIGMA)
+EXACT, SINGLE = 1e-10, 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Some users, all of them in the batch unless `chosen` says otherwise, and what they are clipped to."""
+
+    rows: tuple[tuple[int, ...], ...]
+    chosen: tuple[bool, ...]
+    features: NDArray[np.float32]
+    backbone: Backbone
+    clip: float
+
+    def without(self, user: int) -> "Case":
+        """The same data set, one user fewer."""
+        keep = [row for row in range(len(self.rows)) if row != user]
+        return dataclasses.replace(
+            self, rows=tuple(self.rows[row] for row in keep), chosen=tuple(self.chosen[row] for row in keep)
+        )
+
+    def users(self) -> TrainingSet:
+        """What the trainer makes of them, in the model's precision."""
+        made = make_training_set(histories_of(self.rows), self.features, RECIPE)
+        return dataclasses.replace(made, features=made.features.to(self.backbone.adaptor.weight.dtype))
+
+
+Mechanism = Callable[[Case], Tensor]
+"""From a case to the (parameters,) sum that leaves, before noise."""
+
+
+@dataclass(frozen=True)
+class Silent:
+    """No noise, and a given batch: the sum itself can be looked at."""
+
+    chosen: tuple[bool, ...]
+    private = False
+
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        """Zeros."""
+        return np.zeros(count)
+
+    def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
+        """The given batch."""
+        assert (count, probability) == (len(self.chosen), RATE), "every user takes part, at the policy's rate"
+        return np.array(self.chosen, dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The real round of training as a mechanism; a mutant replaces the optimizer or the loss."""
+
+    optimizer: type[DPOptimizer] = PrivateOptimizer
+    losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor] = user_losses
+
+    def __call__(self, case: Case) -> Tensor:
+        """The sum that leaves."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "PrivateOptimizer", self.optimizer)
+            patch.setattr(trainer, "user_losses", self.losses)
+            update = train_round(
+                copy.deepcopy(case.backbone),
+                case.users(),
+                training=TRAINING,
+                policy=policy_of(case),
+                plan=PLAN,
+                proximal_mu=0.0,
+                randomness=Silent(case.chosen),
+            )
+        flat = np.concatenate([tensor.ravel() for tensor in update.values()]).astype(np.float64)
+        return torch.from_numpy(flat) * (-DIVISOR / TRAINING.learning_rate)
+
+
+def histories_of(rows: tuple[tuple[int, ...], ...]) -> Histories:
+    """Rows of items as the trainer reads them."""
+    return Histories(
+        offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        items=np.array([item for row in rows for item in row], dtype=np.int32),
+    )
+
+
+def policy_of(case: Case) -> PrivacyPolicy:
+    """One step a round, clipped to the case's norm."""
+    return PrivacyPolicy(
+        epsilon=8.0,
+        delta=1e-6,
+        clip=case.clip,
+        sample_rate=RATE,
+        expected_batch=DIVISOR,
+        steps_per_round=1,
+        rounds=1,
+        evaluations=0,
+        metric_noise_multiplier=1.0,
+    )
+
+
+def make_case(lengths: list[int], *, seed: int, clip: float = 0.0, single: bool = False) -> Case:
+    """Random histories of given lengths under a random model; by default C is the median norm, so half are clipped."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(ITEMS, DIM))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    rows = tuple(tuple(int(item) for item in rng.integers(0, ITEMS, length)) for length in lengths)
+    backbone = randomise(Backbone(DIM, SHAPE), seed)
+    case = Case(rows=rows, chosen=(True,) * len(rows), features=features, backbone=backbone, clip=clip or 1.0)
+    if not clip:
+        norms = [norm for row in rows if (norm := float(user_gradient(case, row).norm())) > 0]
+        case = dataclasses.replace(case, clip=float(np.median(norms)) if norms else 1.0)
+    return dataclasses.replace(case, backbone=copy.deepcopy(backbone).float()) if single else case
+
+
+def randomise(backbone: Backbone, seed: int) -> Backbone:
+    """Every parameter away from where it starts (a head of zeros lets no gradient through), in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return backbone.double()
+
+
+def user_gradient(case: Case, row: tuple[int, ...]) -> Tensor:
+    """(parameters,) gradient of one user's loss, float64, by plain autograd, from the user's own history alone."""
+    backbone = copy.deepcopy(case.backbone).double()
+    features = torch.from_numpy(case.features)
+    rivals = find_rivals(histories_of((row,)), features, SHAPE, count=TRAINING.rivals, positions=TRAINING.positions)
+    losses = []
+    for at in range(max(1, len(row) - TRAINING.positions), len(row)):
+        others = rivals.items[at].tolist()
+        if row[at] in others:
+            seen = list(row[max(0, len(row) - 1 - SHAPE.positions) : at])
+            query = backbone(features[seen].double()[None])[0, -1]
+            scores = features[others].double() @ query / TRAINING.temperature
+            losses.append(functional.cross_entropy(scores[None], torch.tensor([others.index(row[at])])))
+    parameters = list(shared_parameters(backbone).values())
+    if not losses:
+        return torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros(parameter.numel()) if gradient is None else gradient.flatten()
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+    )
+
+
+def brute_force(case: Case) -> Tensor:
+    """(parameters,) sum over the batch of each user's gradient, clipped to C (the optimizer's 1e-6 included)."""
+    total = torch.zeros_like(user_gradient(case, ()))
+    for row in np.flatnonzero(case.chosen):
+        gradient = user_gradient(case, case.rows[row])
+        total += gradient * min(1.0, case.clip / (float(gradient.norm()) + 1e-6))
+    return total
+
+
+def assert_matches_brute_force(make_sum: Mechanism, case: Case, *, tolerance: float) -> None:
+    """The mechanism's sum is the loop's."""
+    expected = brute_force(case)
+    error = float((make_sum(case) - expected).norm()) / max(float(expected.norm()), case.clip)
+    assert error <= tolerance, f"the sum is off by {error:.2e} of its length"
+
+
+def assert_user_moves_at_most_c(make_sum: Mechanism, case: Case, *, tolerance: float) -> None:
+    """Removing any one user from the data set moves the mechanism's sum by at most C."""
+    everyone = make_sum(case)
+    moved = [float((everyone - make_sum(case.without(user))).norm()) / case.clip for user in range(len(case.rows))]
+    assert max(moved, default=0.0) <= 1 + tolerance, f"user {int(np.argmax(moved))} moves the sum by {max(moved):.3f} C"

@@ -1,0 +1,286 @@
+"""One user moves the clipped sum by at most C: rule 6 of the design, with mutants that the checks must catch.
+
+The checks are in `sensitivity.py`. They face the real round of training, and then wrong mechanisms, each of which
+they have to fail.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
+from opacus.optimizers import DPOptimizer
+from tests.clients.sensitivity import (
+    DIM,
+    EXACT,
+    PLAN,
+    SHAPE,
+    SINGLE,
+    TRAINING,
+    Case,
+    Mechanism,
+    Served,
+    Silent,
+    assert_matches_brute_force,
+    assert_user_moves_at_most_c,
+    brute_force,
+    make_case,
+    policy_of,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isthmus.backbone import Backbone
+from isthmus.clients import trainer
+from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, user_losses
+
+
+def only(case: Case, user: int) -> Case:
+    """A data set of one user."""
+    return dataclasses.replace(case, rows=(case.rows[user],), chosen=(True,))
+
+
+def accumulated(case: Case) -> Tensor:
+    """The sum inside the optimizer, after the last micro-batch was clipped."""
+    backbone = copy.deepcopy(case.backbone)
+    sgd = torch.optim.SGD(backbone.parameters(), lr=1.0)
+    optimizer = PrivateOptimizer(sgd, plan=PLAN, policy=policy_of(case), randomness=Silent(case.chosen))
+    hooks = GradSampleHooks(backbone, loss_reduction="sum")
+    chosen = np.flatnonzero(case.chosen)
+    trainer._accumulate(backbone, optimizer, case.users(), chosen=chosen, training=TRAINING)
+    optimizer.clip_and_accumulate()
+    hooks.cleanup()
+    return torch.cat([parameter.summed_grad.flatten().double() for parameter in optimizer.params])
+
+
+RAGGED = [6, 3, 0, 9, 1, 2, 5, 4, 7, 5]
+"""Empty, one event (nothing to predict), shorter and longer than the model's window."""
+
+
+@pytest.mark.parametrize("make_sum", [accumulated, Served()], ids=["inside", "released"])
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=0, max_size=7),
+    seed=st.integers(0, 10_000),
+    single=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_the_sum_is_the_loop_over_users(
+    make_sum: Mechanism, lengths: list[int], seed: int, single: bool, data: st.DataObject
+) -> None:
+    """Ragged histories, any batch (an empty one too): 1e-10 in float64, 1e-5 in float32."""
+    case = make_case(lengths, seed=seed, single=single)
+    chosen = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    case = dataclasses.replace(case, chosen=tuple(chosen))
+    assert_matches_brute_force(make_sum, case, tolerance=SINGLE if single else EXACT)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
+def test_one_user_moves_the_sum_by_at_most_c(single: bool) -> None:
+    """Every user is removed once; some of them are clipped, so the bound is met with equality."""
+    case = make_case(RAGGED, seed=1, single=single)
+    assert_user_moves_at_most_c(Served(), case, tolerance=SINGLE)
+    longest = max(
+        float(brute_force(dataclasses.replace(case, rows=(row,), chosen=(True,))).norm()) for row in case.rows
+    )
+    assert longest == pytest.approx(case.clip, rel=1e-4), "nobody is clipped: the bound was not tried"
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_micro_batches_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Batches that are larger than what is in memory, one that just fits, and users one at a time."""
+    monkeypatch.setattr(trainer, "_MICRO_BATCH", size)
+    case = make_case(RAGGED, seed=2)
+    assert_matches_brute_force(accumulated, case, tolerance=EXACT)
+    assert_matches_brute_force(Served(), case, tolerance=EXACT)
+    if size == 3:  # a removed user moves all later ones into other micro-batches
+        assert_user_moves_at_most_c(Served(), case, tolerance=EXACT)
+
+
+@pytest.mark.parametrize("lengths", [[], [4, 6], [1, 0, 1]], ids=["no users", "nobody chosen", "nothing to predict"])
+def test_an_empty_batch_adds_exactly_zero(lengths: list[int]) -> None:
+    """No user, none that was drawn, or none with anything to learn from: the sum is zero and nothing fails."""
+    case = dataclasses.replace(make_case(lengths, seed=3), chosen=tuple(length < 2 for length in lengths))
+    assert not Served()(case).any()
+    assert not accumulated(case).any()
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The real losses, one user's multiplied: by NaN, by infinity, by far too much."""
+
+    user: int
+    factor: float
+
+    def __call__(self, backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
+        """As `user_losses`."""
+        losses = user_losses(backbone, users, batch, temperature)
+        factors = np.ones(len(losses))
+        factors[self.user] = self.factor
+        return losses * torch.from_numpy(factors).to(losses.dtype)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("factor", [np.nan, np.inf, -np.inf])
+def test_a_user_without_a_usable_gradient_adds_zero_and_spoils_nobody(factor: float, single: bool) -> None:
+    """NaN and infinity are left out, the others' sum is what it is without that user."""
+    case = make_case(RAGGED, seed=4, single=single)
+    poisoned = Served(losses=Scaled(3, factor))(case)
+    expected = brute_force(case.without(3))
+    assert torch.isfinite(poisoned).all()
+    assert float((poisoned - expected).norm()) <= (SINGLE if single else EXACT) * float(expected.norm())
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("factor", [1e6, 1e20, 1e38, 1e300])
+def test_an_enormous_gradient_still_adds_at_most_c(factor: float, single: bool) -> None:
+    """Finite but huge gradients, where squares overflow in float32, move the sum by at most C."""
+    case = make_case(RAGGED, seed=5, single=single)
+    moved = Served(losses=Scaled(3, factor))(case) - brute_force(case.without(3))
+    assert float(moved.norm()) <= case.clip * (1 + 10 * SINGLE)
+
+
+# What follows is wrong on purpose.
+
+
+class Forgetful(PrivateOptimizer):
+    """Trains every parameter, and forgets the last one in the norm."""
+
+    def clip_and_accumulate(self) -> None:
+        """Norms before the last layer was there."""
+        squares = torch.stack([sample.flatten(1).square().sum(dim=1) for sample in self.grad_samples[:-1]])
+        factor = (self.max_grad_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+        for parameter in self.params:
+            parameter.summed_grad = torch.einsum("i,i...", factor, parameter.grad_sample)
+
+
+class Unclipped(PrivateOptimizer):
+    """Sums what it gets."""
+
+    def clip_and_accumulate(self) -> None:
+        """No clipping."""
+        for parameter in self.params:
+            parameter.summed_grad = parameter.grad_sample.sum(dim=0)
+
+
+class LateClipping(PrivateOptimizer):
+    """Clips the mean of the batch, not the user."""
+
+    def clip_and_accumulate(self) -> None:
+        """Average first."""
+        users = max(len(self.grad_samples[0]), 1)
+        mean = [sample.sum(dim=0) / users for sample in self.grad_samples]
+        norm = torch.cat([gradient.flatten() for gradient in mean]).norm()
+        for parameter, gradient in zip(self.params, mean, strict=True):
+            parameter.summed_grad = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * users
+
+
+class CountingDivisor(PrivateOptimizer):
+    """Divides by how many users the batch held."""
+
+    def scale_grad(self) -> None:
+        """A count, not the policy's constant."""
+        for parameter in self.params:
+            parameter.grad /= max(len(parameter.grad_sample), 1)
+
+
+class Unguarded(PrivateOptimizer):
+    """Opacus' own clipping, which knows no NaN."""
+
+    def clip_and_accumulate(self) -> None:
+        """Without ours."""
+        DPOptimizer.clip_and_accumulate(self)
+
+
+def in_batch_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
+    """Next items are told from those of the other users in the batch."""
+    query = backbone(users.features[batch.history])
+    valid = batch.weight > 0
+    target = torch.from_numpy(users.histories.items.astype(np.int64))[batch.event[valid]]
+    scores = query[valid] @ users.features[target].T / temperature
+    loss = functional.cross_entropy(scores, torch.arange(len(target)), reduction="none")
+    return loss.new_zeros(valid.shape).masked_scatter(valid, loss * batch.weight[valid]).sum(dim=1)
+
+
+class TiedBackbone(Backbone):
+    """A head that is the adaptor transposed: one matrix, met twice."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(DIM, SHAPE)
+        self.double().load_state_dict(backbone.state_dict())
+        self.head = nn.Identity()
+
+    def residual(self, history: Tensor) -> Tensor:
+        """As the backbone's, with the adaptor's matrix at the end."""
+        return super().residual(history) @ self.adaptor.weight
+
+
+def ghost_sum(case: Case) -> Tensor:
+    """Opacus' ghost clipping: norms from a first backward pass, a reweighted second one."""
+    backbone, users = copy.deepcopy(case.backbone), case.users()
+    hooks = GradSampleHooksFastGradientClipping(backbone, loss_reduction="sum", max_grad_norm=case.clip)
+    batch = trainer.make_batch(users, np.flatnonzero(case.chosen), positions=SHAPE.positions, losses=TRAINING.positions)
+    losses = user_losses(backbone, users, batch, TRAINING.temperature)
+    losses.sum().backward(retain_graph=True)
+    factor = hooks.get_clipping_coef().detach()
+    hooks.disable_hooks()
+    backbone.zero_grad()
+    (factor * losses).sum().backward()
+    hooks.cleanup()
+    return torch.cat([parameter.grad.flatten() for parameter in backbone.parameters()])
+
+
+MUTANTS = {
+    "a forgotten layer": Served(optimizer=Forgetful),
+    "no clipping": Served(optimizer=Unclipped),
+    "clipped after averaging": Served(optimizer=LateClipping),
+    "in-batch negatives": Served(losses=in_batch_losses),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
+def test_the_checks_catch_a_wrong_mechanism(mutant: Mechanism) -> None:
+    """Each mutant is off the loop over users, and lets some user move the sum by more than C."""
+    case = make_case([6, 3, 9, 5, 4, 7, 5, 8], seed=6)
+    case = dataclasses.replace(case, clip=case.clip / 4)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_matches_brute_force(mutant, case, tolerance=SINGLE)
+    with pytest.raises(AssertionError, match="moves the sum by"):
+        assert_user_moves_at_most_c(mutant, case, tolerance=SINGLE)
+    assert_matches_brute_force(Served(), case, tolerance=EXACT)
+    assert_user_moves_at_most_c(Served(), case, tolerance=EXACT)
+
+
+def test_the_checks_catch_a_divisor_that_counts_the_batch() -> None:
+    """Divided by its own size the sum is not the policy's: an exact count would leave with it."""
+    case = make_case(RAGGED, seed=7)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_matches_brute_force(Served(optimizer=CountingDivisor), case, tolerance=SINGLE)
+
+
+def test_the_checks_catch_an_optimizer_that_knows_no_nan() -> None:
+    """Without our guard one user's NaN is everybody's."""
+    case = make_case(RAGGED, seed=4)
+    assert torch.isnan(Served(optimizer=Unguarded, losses=Scaled(3, np.nan))(case)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_the_checks_catch_ghost_clipping_of_tied_weights() -> None:
+    """Ghost norms miss what a tied matrix gets elsewhere: users add more than C. Untied, ghost clipping is exact."""
+    untied = make_case([6, 3, 9, 5, 4, 7, 5, 8], seed=8)
+    assert_user_moves_at_most_c(ghost_sum, untied, tolerance=SINGLE)
+    assert_matches_brute_force(ghost_sum, untied, tolerance=EXACT)
+    tied = dataclasses.replace(untied, backbone=TiedBackbone(untied.backbone))
+    alone = [float(ghost_sum(only(tied, user)).norm()) / tied.clip for user in range(len(tied.rows))]
+    assert 1.01 < max(alone) < 3, "the under-clipping that is known of"
+    assert_user_moves_at_most_c(Served(), tied, tolerance=SINGLE)  # our mode would train a wrong model, not leak
+    with pytest.raises(AssertionError, match="moves the sum by"):
+        assert_user_moves_at_most_c(ghost_sum, tied, tolerance=SINGLE)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_matches_brute_force(ghost_sum, tied, tolerance=SINGLE)
