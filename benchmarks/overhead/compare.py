@@ -1,0 +1,172 @@
+"""Overhead of simulating on the in-process grid, beside a plain PyTorch loop and, where installed, other frameworks.
+
+    python benchmarks/overhead/compare.py --reps 5
+    python benchmarks/overhead/compare.py --venvs benchmarks/venvs      # those of flwr/ and pfl/ that are in it, too
+
+The workload and the other cases are the peers' own, taken from $ISTHMUS_BENCH_PEERS (default `../shared/bench/peers`
+beside the checkout); nothing of them is copied. Every repetition runs every case at 5 and at 20 rounds, interleaved,
+each in a fresh process with one torch thread. What is compared is CPU-seconds (user and system, of a process and
+what it waited for), because load disturbs wall time far more. Load still adds to them (shared caches and cores) and
+never takes away, so a figure is the least over the repetitions; the median stands beside it. Frameworks that start
+daemons go through the peers' `runner.py`, which finds every process of a run.
+
+Cost of a round: (CPU-seconds at 20 rounds - at 5 rounds) / 15. Start-up: what is left at 5 rounds, less the
+CPU-seconds of a process that imports torch and trains one client (the first optimizer step imports half of torch).
+The table goes to `benchmarks/RESULTS.md` (or `--out`).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from results import BASE, OURS, READY, Measured, meets_bars, page
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parents[1]
+FEW, MANY = 5, 20
+"""Rounds whose difference tells the cost of a round from that of starting."""
+
+ACCURACY = {FEW: 0.149, MANY: 0.254}
+"""What the workload gives when exactly its work was done; from the peers' README."""
+
+_GET_READY = "import torch, workload as w; w.train_client(w.make_model(), 0)"
+
+VENVS = {"pfl": "pfl", "flower": "flwr"}
+"""Cases of the peers' runner, and the virtual environment that each needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        name: Shown in the table.
+        command: Without the number of rounds.
+        folder: Working directory.
+        environment: Added to this process's.
+        works: Whether it does the workload; what only gets torch ready has no rounds.
+        reports_itself: Whether the command is the peers' runner, which measures and says what it measured.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    environment: tuple[tuple[str, str], ...] = ()
+    works: bool = True
+    reports_itself: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One run: CPU-seconds and peak resident bytes."""
+
+    cpu: float
+    peak: int
+
+
+def main() -> int:
+    """Parse, measure, write the table; exit code 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description="CPU-seconds of simulating, beside a plain loop and other frameworks.",
+        epilog="Example: python benchmarks/overhead/compare.py --reps 5",
+    )
+    parser.add_argument("--reps", type=int, default=5, help="repetitions (default: 5)")
+    parser.add_argument("--venvs", type=Path, help="folder with virtual environments `flwr` and `pfl`, or one of them")
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "RESULTS.md", help="file of the table")
+    arguments = parser.parse_args()
+    peers = Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
+    if not (peers / "workload.py").is_file():
+        print(f"error: {peers} holds no workload.py. Name the peers' folder in ISTHMUS_BENCH_PEERS.", file=sys.stderr)
+        return 2
+    if arguments.reps < 1:
+        print(f"error: --reps must be at least 1, got {arguments.reps}", file=sys.stderr)
+        return 2
+    measured = measure(all_cases(peers, arguments.venvs), arguments.reps)
+    text = page(measured, reps=arguments.reps)
+    arguments.out.write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if meets_bars(measured) else 1
+
+
+def all_cases(peers: Path, venvs: Path | None) -> list[Case]:
+    """The cases that can be run here; the first one only gets torch ready."""
+    python = sys.executable
+    ours = (("PYTHONPATH", str(CHECKOUT / "src")), ("ISTHMUS_BENCH_PEERS", str(peers)))
+    cases = [
+        Case(name=READY, command=(python, "-c", _GET_READY), folder=peers, works=False),
+        Case(name=BASE, command=(python, "run_plain.py"), folder=peers),
+        Case(name=OURS, command=(python, str(HERE / "run_isthmus.py")), folder=HERE, environment=ours),
+    ]
+    for name, venv in VENVS.items():
+        if venvs is not None and (venvs / venv / "bin" / "python").exists():
+            environment = (("BENCH_VENVS", str(venvs.absolute())),)
+            command = (python, "runner.py", name)
+            cases.append(Case(name=name, command=command, folder=peers, environment=environment, reports_itself=True))
+    return cases
+
+
+def measure(cases: list[Case], reps: int) -> dict[str, Measured]:
+    """Run everything, interleaved; a run that failed or did other work ends the benchmark."""
+    samples: dict[str, dict[int, list[Sample]]] = {case.name: {FEW: [], MANY: []} for case in cases}
+    for rep in range(reps):
+        for rounds in (FEW, MANY):
+            for case in (case for case in cases if case.works or rounds == FEW):
+                sample = run(case, rounds)
+                samples[case.name][rounds].append(sample)
+                told = f"{rep + 1}/{reps} {case.name}, {rounds} rounds: {sample.cpu:.2f} CPU-s"
+                print(told, file=sys.stderr, flush=True)
+    ready = samples[READY][FEW]
+    return {name: summary(few=part[FEW], many=part[MANY] or ready, ready=ready) for name, part in samples.items()}
+
+
+def summary(*, few: list[Sample], many: list[Sample], ready: list[Sample]) -> Measured:
+    """A case's figures from its samples at 5 and at 20 rounds, and from those that only got torch ready."""
+    low, high = min(sample.cpu for sample in few), min(sample.cpu for sample in many)
+    typical = [statistics.median(sample.cpu for sample in part) for part in (few, many)]
+    each = (high - low) / (MANY - FEW)
+    return Measured(
+        round_cpu=each,
+        round_cpu_median=(typical[1] - typical[0]) / (MANY - FEW),
+        start_cpu=low - FEW * each - min(sample.cpu for sample in ready),
+        total_cpu=high,
+        peak=max(sample.peak for sample in (*few, *many)),
+    )
+
+
+def run(case: Case, rounds: int) -> Sample:
+    """One fresh process, to its end.
+
+    Raises:
+        RuntimeError: If it failed, or its accuracy is not that of the workload.
+    """
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "BENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= dict(case.environment)
+    command = [*case.command, str(rounds)] if case.works else list(case.command)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=case.folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if process.returncode:
+        raise RuntimeError(f"{case.name} ended with {process.returncode}:\n{said[-2000:]}")
+    cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    if case.works:
+        start = "{" if case.reports_itself else "BENCH_RESULT "
+        found = json.loads(said[said.index(start) + len(start.strip("{")) :].splitlines()[0])
+        if found.get("acc") is None or abs(found["acc"] - ACCURACY[rounds]) > 0.002:
+            raise RuntimeError(f"{case.name}: accuracy must be {ACCURACY[rounds]} after {rounds} rounds, got {found}")
+        if case.reports_itself:
+            cpu, peak = found["cpu_s"], found["rss_mib"] * 2**20
+    return Sample(cpu=cpu, peak=peak)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What the overhead benchmark found, as the page `benchmarks/RESULTS.md`, and the bars it must meet."""
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+BASE, OURS = "plain", "isthmus"
+"""The case that all are compared with, and the one that has bars to meet."""
+
+READY = "torch alone"
+"""What every case starts with: importing torch, and what its first optimizer step imports."""
+
+BAR_ROUND, AIM_ROUND, BAR_START = 1.30, 1.10, 2.0
+"""At most so many times the plain loop for a round (and what we aim at), and CPU-seconds over torch alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A case over all repetitions: the least, where nothing else is said.
+
+    Attributes:
+        round_cpu: CPU-seconds of a round.
+        round_cpu_median: The same from medians.
+        start_cpu: CPU-seconds before the first round, torch alone aside.
+        total_cpu: CPU-seconds of the longer run, everything included.
+        peak: Most resident bytes.
+    """
+
+    round_cpu: float
+    round_cpu_median: float
+    start_cpu: float
+    total_cpu: float
+    peak: int
+
+
+def ratio(measured: Mapping[str, Measured], name: str) -> float:
+    """CPU-seconds of a round of a case, relative to the plain loop."""
+    return measured[name].round_cpu / measured[BASE].round_cpu
+
+
+def meets_bars(measured: Mapping[str, Measured]) -> bool:
+    """Whether our case is within both bars."""
+    return ratio(measured, OURS) <= BAR_ROUND and measured[OURS].start_cpu <= BAR_START
+
+
+def page(measured: Mapping[str, Measured], *, reps: int) -> str:
+    """The page as Markdown: what was measured, where, the table, and whether the bars are met."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "flwr", "numpy"))
+    load = os.getloadavg()[0]
+    rows = []
+    for name, found in measured.items():
+        if name == READY:
+            rows.append(f"| {name} | | | | 0 | {found.total_cpu:.1f} | {found.peak / 2**30:.2f} GiB |")
+            continue
+        typical = found.round_cpu_median / measured[BASE].round_cpu_median
+        rows.append(
+            f"| {name} | {found.round_cpu:.3f} | {ratio(measured, name):.2f} | {typical:.2f} | {found.start_cpu:.2f} "
+            f"| {found.total_cpu:.1f} | {found.peak / 2**30:.2f} GiB |"
+        )
+    verdict = "met" if meets_bars(measured) else "**missed**"
+    return f"""# Measured
+
+## Simulation overhead
+
+50 clients, 20 a round, a 496,522-parameter model, one torch thread; 5 and 20 rounds, interleaved, each in a fresh
+process, the least of {reps} repetitions. Every case reached the same accuracy, so every case did the same work.
+
+{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores
+(load {load:.1f} at the end), Python {platform.python_version()}, {versions}.
+
+| case | CPU-s a round | against plain | by medians | start-up CPU-s over torch alone | CPU-s in all | peak memory |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+`{READY}` imports torch and takes one optimizer step, which imports more of it; `{BASE}` is a loop without framework.
+Bars for {OURS}: at most {BAR_ROUND:.2f} times plain for a round (aim {AIM_ROUND:.2f}), start-up at most
+{BAR_START:.0f} CPU-seconds: {verdict}.
+
+Made by `python benchmarks/overhead/compare.py` (or `make bench`), which says how each figure is taken.
+"""
