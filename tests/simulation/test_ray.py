@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
 from tests.simulation.conftest import Factory
 from tests.simulation.test_kill import start
 
