@@ -22,7 +22,7 @@ check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/docs tests/cli/test_help.py -q
+	$(BIN)/python -m pytest tests/docs tests/cli/test_help.py -q -m "not slow"
 
 bench: install ## speed against named baselines, in CPU-seconds; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/overhead/compare.py
