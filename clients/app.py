@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from isthmus.clients.connection import DomainVault, vault_for
-from isthmus.errors import BudgetExhausted, Refused
+from isthmus.errors import BudgetExhausted, Refused, RunError
 from isthmus.records import Kind, RoundReply, RoundRequest
 
 app = ClientApp()
@@ -23,19 +23,27 @@ _LOG = logging.getLogger(__name__)
 @app.query("catalogue")
 def catalogue(message: Message, context: Context) -> Message:
     """Answer with the moments of the public catalogue text."""
-    return _answer(message, vault_for(context), Kind.CATALOGUE)
+    return _answer(message, _vault(context), Kind.CATALOGUE)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer with a round of DP-SGD."""
-    return _answer(message, vault_for(context), Kind.UPDATE)
+    return _answer(message, _vault(context), Kind.UPDATE)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with a noisy evaluation."""
-    return _answer(message, vault_for(context), Kind.METRIC)
+    return _answer(message, _vault(context), Kind.METRIC)
+
+
+def _vault(context: Context) -> DomainVault:
+    try:
+        return vault_for(context)
+    except Exception:  # noqa: BLE001 - what is raised next becomes the reply, so it quotes nothing
+        _LOG.exception("node %d cannot reach its vault", context.node_id)
+        raise RunError("this node cannot reach its vault; its own log says why") from None
 
 
 def _answer(message: Message, vault: DomainVault, kind: Kind) -> Message:

@@ -109,15 +109,14 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)
-            tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if tables and "entries" not in tables:
-                raise sqlite3.DatabaseError(f"it is a database of something else, with tables {sorted(tables)}")
+            is_new = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+            if not is_new:
+                self._db.execute(f"{_SELECT} LIMIT 0")  # a database of something else has no such columns
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            if "releases" not in tables:
+            if is_new:
                 self._db.executescript(_SCHEMA)
-            self._db.execute(f"{_SELECT} LIMIT 0")  # the columns are ours, too
         except (sqlite3.DatabaseError, OSError) as error:
             raise RunError(
                 f"{self.path}: cannot be used as a ledger: {error}. Restore it from a backup; "
@@ -237,9 +236,13 @@ class Ledger:
         return self._find(run, round_, kind) is not None
 
     def entries(self) -> Iterator[LedgerEntry]:
-        """All entries, oldest first."""
+        """All entries, oldest first.
+
+        Raises:
+            RunError: If one of them cannot be read; it is never skipped.
+        """
         for row in self._db.execute(f"{_SELECT} ORDER BY entries.seq"):
-            yield _entry(row)
+            yield self._entry(row)
 
     def epsilon(self, delta: float, *, upto: int | None = None, without_run: str | None = None) -> float:
         """Epsilon of everything charged so far, over all runs, by the PLD accountant.
@@ -273,7 +276,27 @@ class Ledger:
 
     def _find(self, run: str, round_: int, kind: str) -> LedgerEntry | None:
         row = self._db.execute(f"{_SELECT} WHERE run = ? AND round = ? AND kind = ?", (run, round_, kind)).fetchone()
-        return None if row is None else _entry(row)
+        return None if row is None else self._entry(row)
+
+    def _entry(self, row: tuple[int, str, bytes, str, int, str, bytes, str, int, str, int]) -> LedgerEntry:
+        seq, time, dataset, run, round_, kind, request, event, private, version, released = row
+        try:
+            decoded = decode_event(event)
+        except ValueError as error:
+            raise RunError(
+                f"{self.path}: entry {seq} cannot be read: {error}. It was written by Isthmus {version}, this is "
+                f"{isthmus.__version__}; use a version that knows it, or restore the ledger from a backup."
+            ) from None
+        charge = Charge(
+            dataset=dataset,
+            run=run,
+            round=round_,
+            kind=kind,
+            request=request,
+            event=decoded,
+            private=bool(private),
+        )
+        return LedgerEntry(seq=seq, time=time, charge=charge, version=version, released=bool(released))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -298,17 +321,3 @@ _SELECT = (
     "SELECT entries.seq, time, dataset, run, round, kind, request, event, private, version, releases.seq IS NOT NULL "
     "FROM entries LEFT JOIN releases ON releases.seq = entries.seq"
 )
-
-
-def _entry(row: tuple[int, str, bytes, str, int, str, bytes, str, int, str, int]) -> LedgerEntry:
-    seq, time, dataset, run, round_, kind, request, event, private, version, released = row
-    charge = Charge(
-        dataset=dataset,
-        run=run,
-        round=round_,
-        kind=kind,
-        request=request,
-        event=decode_event(event),
-        private=bool(private),
-    )
-    return LedgerEntry(seq=seq, time=time, charge=charge, version=version, released=bool(released))

@@ -134,9 +134,11 @@ def _least_noise(config: DpSgdConfig) -> float:
     limit = config.budget.epsilon
     # 1. Bracket and bisect on the coarse grid, from plenty of noise downwards: less noise costs more to account for.
     low, high = 0, 4096
-    while _epsilon_at(config, high, COARSE) > limit:
+    # Evaluations that alone cost too much are not worth a search: with little noise each look would take seconds.
+    impossible = _metrics_cost(config) > limit
+    while impossible or _epsilon_at(config, high, COARSE) > limit:
         low, high = high, high * 2
-        if high > _LARGEST:
+        if impossible or high > _LARGEST:
             raise ConfigError(
                 f"no noise keeps {config.steps} steps and {config.evaluations} evaluations within epsilon {limit} "
                 f"at delta {config.budget.delta}; the evaluations alone cost {_metrics_cost(config):.3f}. "

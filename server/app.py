@@ -43,6 +43,8 @@ def _main(listener: Listener, grid: Grid, context: Context) -> None:
         rounds, seed = int(settings["rounds"]), int(settings["seed"])
     except KeyError as error:
         raise RunError(f"the run configuration lacks {error}; start a run with `isthmus simulate`") from None
+    except ValueError as error:
+        raise RunError(f"the run configuration's `rounds` and `seed` must be whole numbers: {error}") from None
     federation = federation.model_copy(update={"seed": None if seed < 0 else seed})
     run_rounds(grid, federation, run=run, rounds=rounds, folder=folder, listener=listener)
 

@@ -5,9 +5,11 @@
 
 One safetensors file holds everything: shared parameters, the best ones so far, the whitening, what the
 strategy remembers, and the history as JSON in its header. It is written beside the old one, synced and
-renamed over it, so that a crash at any moment leaves the old or the new one, whole. No pickle.
+renamed over it, so that a crash at any moment leaves the old or the new one, whole. A checksum over all of it tells
+a damaged file. No pickle.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -83,7 +85,9 @@ def save_checkpoint(path: Path, state: RunState) -> None:
     tensors = {f"{group}:{name}": array for group in _GROUPS for name, array in getattr(state, group).items()}
     header = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in (*_GROUPS, "history")}
     header["history"] = [asdict(record) for record in state.history]
-    write_durably(path, save(tensors, metadata={"isthmus": json.dumps(header)}))
+    text = json.dumps(header)
+    # One entry: safetensors writes several in an order of its own, and equal states should give equal bytes.
+    write_durably(path, save(tensors, metadata={"isthmus": f"{_checksum(text, tensors)} {text}"}))
 
 
 def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
@@ -96,11 +100,15 @@ def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            header = json.loads(file.metadata()["isthmus"])
-            groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                group, _, name = key.partition(":")
-                groups[group][name] = file.get_tensor(key)
+            checksum, _, text = file.metadata()["isthmus"].partition(" ")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        if _checksum(text, tensors) != checksum:
+            raise ValueError("its checksum does not fit, so it is damaged")
+        header = json.loads(text)
+        groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition(":")
+            groups[group][name] = tensor
         state = RunState(
             run=str(header["run"]),
             digest=str(header["digest"]),
@@ -115,7 +123,7 @@ def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
             strategy=groups["strategy"],
             history=tuple(_record(raw) for raw in header["history"]),
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: not a checkpoint of this version: {error}. Start again in a new folder.") from None
     if (state.run, state.digest) != (run, digest):
         raise RunError(
@@ -123,6 +131,15 @@ def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
             f"Use another folder, or put the configuration back."
         )
     return state
+
+
+def _checksum(text: str, tensors: Arrays) -> str:
+    """SHA-256 of the header and of every tensor's name, dtype, shape and bytes, as hex."""
+    running = hashlib.sha256(text.encode())
+    for name, array in sorted(tensors.items()):
+        running.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        running.update(array.tobytes())
+    return running.hexdigest()
 
 
 def _record(raw: dict[str, object]) -> RoundRecord:

@@ -10,6 +10,7 @@ The shipped backbone is the evaluated one with the highest noisy gain over the t
 itself where none is above it. That choice looks at released, noisy figures only.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from flwr.serverapp import Grid
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
-from isthmus.errors import Refused, RunError
+from isthmus.errors import IsthmusError, Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.records import (
     Arrays,
@@ -38,6 +39,8 @@ from isthmus.records import (
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import OK, Guarded, mean_update
+
+_LOG = logging.getLogger(__name__)
 
 Listener = Callable[[RunState], None]
 """Told the state after each finished round (and once before the first)."""
@@ -70,9 +73,9 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     strategy = make_strategy(federation.strategy, run=run, roster=roster)
     restore_strategy(strategy, state.strategy)
     listener(state)
+    # 2. The whitening goes along with every request: a domain may have missed the earlier ones.
+    strategy.whitening = to_array_record(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
-        # 2. Everyone who has not seen the whitening from this process gets it along.
-        strategy.whitening = to_array_record(state.whitening) if round_ == state.round + 1 else None
         state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_))
         save_checkpoint(checkpoint, state)
         listener(state)
@@ -142,8 +145,12 @@ def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict
                 second=reply.arrays["second"].astype(np.float64),
             )
             roster[message.metadata.src_node_id] = reply.domain
-        except (Refused, KeyError) as error:
+        except IsthmusError as error:
             refusals.append(str(error))
+        except (KeyError, ValueError, OverflowError) as error:
+            refusals.append(f"node {message.metadata.src_node_id}: its moments cannot be read: {error!r}")
+    for refusal in refusals:
+        _LOG.warning("did not join the run: %s", refusal)
     if not roster:
         raise RunError("no domain joined the run: " + ("; ".join(refusals) or "no node is connected"))
     return roster, moments

@@ -76,7 +76,7 @@ class Guarded(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the accepted updates with the declared weights; (None, None) if there is none."""
+        """Average the accepted updates with the declared weights; (None, None) if there is none with a weight."""
         accepted = self._judge(server_round, replies, is_train=True)
         for message, reply in accepted:
             moved = {name: self._shared[name] + update for name, update in reply.arrays.items()}
@@ -86,7 +86,7 @@ class Guarded(FedAvg):
                     "metrics": MetricRecord({self.weighted_by_key: self._weight(reply.domain)}),
                 }
             )
-        if not accepted:
+        if not any(self._weight(reply.domain) for _, reply in accepted):
             return None, None
         return super().aggregate_train(server_round, [message for message, _ in accepted])
 
@@ -127,19 +127,20 @@ class Guarded(FedAvg):
             domain = self.roster.get(message.metadata.src_node_id)
             if domain is None:
                 continue  # a node that never introduced itself was not asked
+            if domain in accepted:
+                continue  # the first answer of a round counts
             if message.has_error():
-                self.outcomes[domain] = Outcome(status=FAILED, reason=message.error.reason or "no reason given")
+                reason = _readable(message.error.reason or "no reason given")
+                self.outcomes[domain] = Outcome(status=FAILED, reason=reason)
                 continue
             check = judge.update if is_train else judge.metric
             try:
                 reply = check(message.content, domain=domain)
             except BudgetExhausted as error:
-                self.outcomes[domain] = Outcome(status=EXHAUSTED, reason=str(error))
+                self.outcomes[domain] = Outcome(status=EXHAUSTED, reason=_readable(str(error)))
             except ReplyRefused as error:
-                self.outcomes[domain] = Outcome(status=REFUSED, reason=str(error))
+                self.outcomes[domain] = Outcome(status=REFUSED, reason=_readable(str(error)))
             else:
-                if domain in accepted:
-                    continue  # the first answer of a round counts
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
@@ -156,6 +157,12 @@ class Guarded(FedAvg):
         return float(self.weights.get(domain, 1.0))
 
 
+def _readable(reason: str) -> str:
+    """A reason in one line of at most 500 characters: others wrote it, and it goes to terminals and checkpoints."""
+    line = "".join(letter if letter.isprintable() else " " for letter in reason[:500])
+    return line if len(reason) <= 500 else line[:-1] + "…"
+
+
 def mean_update(before: Arrays, after: Arrays) -> float:
     """L2 norm of the step that a round took."""
-    return math.sqrt(sum(float(np.square(after[name] - before[name], dtype=np.float64).sum()) for name in before))
+    return math.sqrt(math.fsum(float(np.square(after[name] - before[name], dtype=np.float64).sum()) for name in before))

@@ -12,12 +12,14 @@ daemons go through the peers' `runner.py`, which finds every process of a run.
 
 Cost of a round: (CPU-seconds at 20 rounds - at 5 rounds) / 15. Start-up: what is left at 5 rounds, less the
 CPU-seconds of a process that imports torch and trains one client (the first optimizer step imports half of torch).
-The table goes to `benchmarks/RESULTS.md` (or `--out`).
+The table goes to `benchmarks/RESULTS.md` (or `--out`). A second figure, of `alternate.py`, takes rounds in turn in one
+process, which holds under any load.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,9 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 FEW, MANY = 5, 20
 """Rounds whose difference tells the cost of a round from that of starting."""
+
+ALTERNATING = 40
+"""Pairs of rounds in one process."""
 
 ACCURACY = {FEW: 0.149, MANY: 0.254}
 """What the workload gives when exactly its work was done; from the peers' README."""
@@ -88,20 +93,20 @@ def main() -> int:
         print(f"error: --reps must be at least 1, got {arguments.reps}", file=sys.stderr)
         return 2
     measured = measure(all_cases(peers, arguments.venvs), arguments.reps)
-    text = page(measured, reps=arguments.reps)
+    alternating = alternate(peers)
+    text = page(measured, reps=arguments.reps, alternating=alternating)
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
-    return 0 if meets_bars(measured) else 1
+    return 0 if meets_bars(measured, alternating) else 1
 
 
 def all_cases(peers: Path, venvs: Path | None) -> list[Case]:
     """The cases that can be run here; the first one only gets torch ready."""
     python = sys.executable
-    ours = (("PYTHONPATH", str(CHECKOUT / "src")), ("ISTHMUS_BENCH_PEERS", str(peers)))
     cases = [
         Case(name=READY, command=(python, "-c", _GET_READY), folder=peers, works=False),
         Case(name=BASE, command=(python, "run_plain.py"), folder=peers),
-        Case(name=OURS, command=(python, str(HERE / "run_isthmus.py")), folder=HERE, environment=ours),
+        Case(name=OURS, command=ours("run_isthmus.py"), folder=HERE, environment=our_environment(peers)),
     ]
     for name, venv in VENVS.items():
         if venvs is not None and (venvs / venv / "bin" / "python").exists():
@@ -109,6 +114,16 @@ def all_cases(peers: Path, venvs: Path | None) -> list[Case]:
             command = (python, "runner.py", name)
             cases.append(Case(name=name, command=command, folder=peers, environment=environment, reports_itself=True))
     return cases
+
+
+def ours(script: str) -> tuple[str, ...]:
+    """Command of a script beside this one."""
+    return (sys.executable, str(HERE / script))
+
+
+def our_environment(peers: Path) -> tuple[tuple[str, str], ...]:
+    """Where our scripts find the package and the workload."""
+    return (("PYTHONPATH", str(CHECKOUT / "src")), ("ISTHMUS_BENCH_PEERS", str(peers)))
 
 
 def measure(cases: list[Case], reps: int) -> dict[str, Measured]:
@@ -139,24 +154,21 @@ def summary(*, few: list[Sample], many: list[Sample], ready: list[Sample]) -> Me
     )
 
 
+def alternate(peers: Path) -> float:
+    """CPU-seconds of a round, ours to plain, where both take turns in one process."""
+    case = Case(name=OURS, command=ours("alternate.py"), folder=HERE, environment=our_environment(peers))
+    said, _ = finished(case, [*case.command, str(ALTERNATING)])
+    return float(json.loads(said.partition("BENCH_RESULT ")[2].splitlines()[0])["ratio"])
+
+
 def run(case: Case, rounds: int) -> Sample:
     """One fresh process, to its end.
 
     Raises:
         RuntimeError: If it failed, or its accuracy is not that of the workload.
     """
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "BENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= dict(case.environment)
     command = [*case.command, str(rounds)] if case.works else list(case.command)
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=case.folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    if process.returncode:
-        raise RuntimeError(f"{case.name} ended with {process.returncode}:\n{said[-2000:]}")
+    said, usage = finished(case, command)
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     if case.works:
         start = "{" if case.reports_itself else "BENCH_RESULT "
@@ -166,6 +178,22 @@ def run(case: Case, rounds: int) -> Sample:
         if case.reports_itself:
             cpu, peak = found["cpu_s"], found["rss_mib"] * 2**20
     return Sample(cpu=cpu, peak=peak)
+
+
+def finished(case: Case, command: list[str]) -> tuple[str, resource.struct_rusage]:
+    """What a process said by its end, and what it used; RuntimeError if it failed."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "BENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= dict(case.environment)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=case.folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if process.returncode:
+        raise RuntimeError(f"{case.name} ended with {process.returncode}:\n{said[-2000:]}")
+    return said, usage
 
 
 if __name__ == "__main__":

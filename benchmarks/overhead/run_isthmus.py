@@ -18,7 +18,7 @@ START = time.perf_counter()
 import torch  # noqa: E402 - the clock starts before the imports, as in the peers' cases
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
-from flwr.serverapp import Grid, ServerApp  # noqa: E402
+from flwr.serverapp import ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 
 from isthmus.grid import InProcessGrid  # noqa: E402
@@ -64,19 +64,35 @@ def train(message: Message, context: Context) -> Message:
 
 
 @server.main()
-def main(grid: Grid, context: Context) -> None:
+def main(grid: CohortGrid, context: Context) -> None:
     """Flower's FedAvg, round by round, over the cohorts that the workload fixes."""
     rounds = int(context.run_config["rounds"])
-    strategy = FedAvg(min_train_nodes=w.COHORT, min_available_nodes=w.COHORT)
+    strategy = make_strategy()
     arrays = ArrayRecord(w.make_model().state_dict())
     stamps = []
     for round_ in range(rounds):
-        grid.cohort = tuple(w.sample(round_))
-        replies = grid.send_and_receive(strategy.configure_train(round_ + 1, arrays, ConfigRecord(), grid))
-        arrays, _ = strategy.aggregate_train(round_ + 1, replies)
+        arrays = one_round(grid, strategy, round_, arrays)
         stamps.append(time.perf_counter() - START)
     load(arrays)
     w.report(rounds=rounds, acc=w.accuracy(model), stamps=stamps)
+
+
+def make_grid(rounds: int) -> CohortGrid:
+    """A grid of all clients."""
+    return CohortGrid(client, nodes=w.CLIENTS, run_config={"rounds": rounds})
+
+
+def make_strategy() -> FedAvg:
+    """Flower's FedAvg, which asks everyone that the grid shows."""
+    return FedAvg(min_train_nodes=w.COHORT, min_available_nodes=w.COHORT)
+
+
+def one_round(grid: CohortGrid, strategy: FedAvg, round_: int, arrays: ArrayRecord) -> ArrayRecord:
+    """The mean of what the cohort makes of `arrays`."""
+    grid.cohort = tuple(w.sample(round_))
+    replies = grid.send_and_receive(strategy.configure_train(round_ + 1, arrays, ConfigRecord(), grid))
+    mean, _ = strategy.aggregate_train(round_ + 1, replies)
+    return mean
 
 
 def load(arrays: ArrayRecord) -> None:
@@ -88,5 +104,5 @@ def load(arrays: ArrayRecord) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    with CohortGrid(client, nodes=w.CLIENTS, run_config={"rounds": int(sys.argv[1])}) as the_grid:
+    with make_grid(int(sys.argv[1])) as the_grid:
         server(the_grid, the_grid.server_context())

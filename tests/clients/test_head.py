@@ -49,7 +49,7 @@ class Fixed:
     def __init__(self, scores: NDArray[np.float32]) -> None:
         self.scores = scores
 
-    def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:  # noqa: ARG002
+    def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """The rows of these users."""
         return self.scores[users]
 

@@ -182,9 +182,9 @@ def test_order_and_grouping_do_not_matter_to_the_last_bit(events: list[DpEvent],
             pieces.append(event)
             continue
         first = data.draw(st.integers(1, count))
-        for part in (first, count - first):
-            if part:
-                pieces.append(gaussian(noise, part) if kind == "gaussian" else poisson_gaussian(rate, noise, part))
+        parts = [part for part in (first, count - first) if part]
+        make = gaussian if kind == "gaussian" else functools.partial(poisson_gaussian, rate)
+        pieces.extend(make(noise, part) for part in parts)
     shuffled = data.draw(st.permutations(pieces))
     assert epsilon(shuffled, DELTA, interval=COARSE) == epsilon(events, DELTA, interval=COARSE)
 
