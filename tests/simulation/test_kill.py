@@ -74,12 +74,7 @@ def _assert_nothing_left_unpaid(out: Path, name: str) -> None:
     checkpoint, ledger = out / "checkpoint.safetensors", out / "ledgers" / f"{name}.db"
     if not checkpoint.exists():
         return
-
-    from isthmus.server.checkpoint import load_checkpoint  # noqa: PLC0415
-
     with safe_open(checkpoint, framework="np") as file:
-        header = json.loads(file.metadata()["isthmus"])
-    state = load_checkpoint(checkpoint, run=header["run"], digest=header["digest"])
-    assert state is not None
+        finished = json.loads(file.metadata()["isthmus"].partition(" ")[2])["round"]
     charged = {e.charge.round for e in Ledger(ledger).entries() if e.charge.kind == "update"}
-    assert set(range(1, state.round + 1)) <= charged
+    assert set(range(1, finished + 1)) <= charged
