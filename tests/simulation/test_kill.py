@@ -52,7 +52,7 @@ def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path:
     for _ in range(5):
         process = start(file, out)
         try:
-            process.wait(timeout=moments.uniform(0.35, 1.0) * lifetime)
+            process.wait(timeout=moments.uniform(0.3, 0.7) * lifetime)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             killed += 1
@@ -60,7 +60,7 @@ def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path:
         for name in ("books", "games"):
             _assert_nothing_left_unpaid(out, name)
     assert start(file, out).wait() == 0
-    assert killed >= 2
+    assert killed >= 1
     whole, continued = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == continued.keys()
     assert all(np.array_equal(whole[name], continued[name]) for name in whole)
