@@ -300,6 +300,7 @@ def _header(text: str) -> bytes:
         _header("{'descr': ['<f4'], 'fortran_order': False, 'shape': (2,)}"),
         b"\x93NUMPY\x03\x00" + struct.pack("<I", 3) + b"\xff\xfe\xfd",
         npy(np.zeros(2, [("a", "f4")])),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}".ljust(5000)) + bytes(8),
     ],
     ids=[
         "nothing",
@@ -316,6 +317,7 @@ def _header(text: str) -> bytes:
         "descr",
         "no-utf8",
         "structured",
+        "long-header",
     ],
 )
 def test_bytes_that_are_no_tensor_are_refused(data: bytes) -> None:

@@ -2,16 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from tests.clients.test_connection import write_plan
 from tests.conftest import TinyFederation
+from tests.server.scripted import EMPTY, MOMENTS, BadContact, Gains, OneName, run_script
 
 from isthmus.clients.app import app as client_app
 from isthmus.clients.connection import leave_simulation
@@ -21,7 +19,7 @@ from isthmus.grid import InProcessGrid
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.ledger import Charge, Ledger
 from isthmus.privacy.plan import plan_for
-from isthmus.records import RoundReply, RoundRequest
+from isthmus.records import RoundReply
 from isthmus.server.checkpoint import RunState
 from isthmus.server.loop import Listener, run_rounds
 from isthmus.server.shipping import shipped_backbone
@@ -204,7 +202,6 @@ def test_a_domain_that_fails_inside_does_not_stop_the_others(tiny_federation: Ti
     with pytest.raises(Stopped):
         vaults.start("a", Watch(2))
     (vaults.file.parent / "books" / "interactions.csv").write_text("user,item\nprivate-person\n")
-    (vaults.file.parent / "games" / "extra.txt").write_text("changes nothing")
     state = vaults.start("a", Watch())
     assert state.round == 4
     assert [record.outcomes["games"].status for record in state.history] == [OK] * 4
@@ -241,95 +238,6 @@ def test_when_nobody_joins_the_reasons_are_said(tiny_federation: TinyFederation,
         run_rounds(grid, load_federation(vaults.file), run="r", rounds=1, folder=tmp_path / "b", listener=Watch())
 
 
-Script = Callable[[str, RoundRequest], RoundReply]
-NAMES = ("books", "games", "music")
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """A ClientApp whose domains answer what a script says: for what no honest vault can be made to do."""
-
-    script: Script
-
-    def app(self) -> ClientApp:
-        """The app that Flower's grid runs."""
-        app = ClientApp()
-        app.query("catalogue")(self.catalogue)
-        app.train()(self.train)
-        app.evaluate()(self.evaluate)
-        return app
-
-    def catalogue(self, message: Message, context: Context) -> Message:
-        """Answer a first contact."""
-        return self._answer("catalogue", message, context)
-
-    def train(self, message: Message, context: Context) -> Message:
-        """Answer a round."""
-        return self._answer("update", message, context)
-
-    def evaluate(self, message: Message, context: Context) -> Message:
-        """Answer an evaluation."""
-        return self._answer("metric", message, context)
-
-    def _answer(self, kind: str, message: Message, context: Context) -> Message:
-        request = RoundRequest.from_records(message.content)
-        reply = replace(
-            self.script(kind, request),
-            domain=NAMES[int(context.node_config["partition-id"])],
-            run=request.run,
-            round=request.round,
-        )
-        return Message(hook(reply, kind, context).to_records(), reply_to=message)
-
-
-def hook(reply: RoundReply, kind: str, context: Context) -> RoundReply:
-    """What node 0 does to its first contact, where its script left a note of it in `refusal`."""
-    if kind == "catalogue" and context.node_config["partition-id"] != 0:
-        return moments(reply)
-    return reply
-
-
-def moments(reply: RoundReply) -> RoundReply:
-    """The reply with honest moments of a catalogue of 4 dimensions."""
-    return replace(
-        reply,
-        arrays={"mean": np.zeros(4, np.float32), "second": np.eye(4, dtype=np.float32)},
-        values={"count": 10.0},
-        refusal="",
-    )
-
-
-EMPTY = RoundReply(domain="", run="", round=0)
-
-
-@dataclass(frozen=True)
-class Gains:
-    """Every update adds 0.01 everywhere; evaluations have scripted noisy gains, by round."""
-
-    gains: dict[int, float]
-
-    def __call__(self, kind: str, request: RoundRequest) -> RoundReply:
-        """What a domain says."""
-        if kind == "catalogue":
-            return moments(EMPTY)
-        if kind == "update":
-            return replace(EMPTY, arrays={n: np.full(a.shape, 0.01, np.float32) for n, a in request.arrays.items()})
-        return replace(EMPTY, values={"gain": self.gains[request.round], "users": 100.0, "noise_stddev": 1.0})
-
-
-def run_script(file: Path, script: Script, folder: Path, *, nodes: int = 2, rounds: int = 4) -> RunState:
-    """A run over scripted domains."""
-    watch = Watch()
-    with InProcessGrid(Scripted(script).app(), nodes=nodes, run_config={}) as grid:
-        run_rounds(grid, load_federation(file), run="r1", rounds=rounds, folder=folder, listener=watch)
-    STATES[:] = watch.heard
-    return watch.heard[-1]
-
-
-STATES: list[RunState] = []
-"""Of the last scripted run, one per round from 0."""
-
-
 @pytest.mark.parametrize(
     ("gains", "best"),
     [
@@ -346,10 +254,11 @@ def test_the_round_with_the_highest_positive_noisy_gain_is_shipped(
 ) -> None:
     """The first of equals; the text prior where no gain is positive; a gain that is no number never wins."""
     file = tiny_federation(evaluate_every=1)
-    state = run_script(file, Gains(gains), tmp_path / "a")
+    states = run_script(file, Gains(gains), tmp_path / "a")
+    state = states[-1]
     assert state.best_round == best
     assert state.best_gain == pytest.approx(gains[best] / 100 if best else 0.0)
-    at_best = STATES[best].arrays
+    at_best = states[best].arrays
     assert all(state.best[name].tobytes() == array.tobytes() for name, array in at_best.items())
     shipped = shipped_backbone(state, load_federation(file))
     assert shipped.round == best
@@ -358,7 +267,7 @@ def test_the_round_with_the_highest_positive_noisy_gain_is_shipped(
 
 def test_without_evaluations_the_prior_is_shipped(tiny_federation: TinyFederation, tmp_path: Path) -> None:
     """Nobody said that the last round is better, so it is not believed to be."""
-    state = run_script(tiny_federation(evaluate_every=0), Gains({}), tmp_path / "a")
+    state = run_script(tiny_federation(evaluate_every=0), Gains({}), tmp_path / "a")[-1]
     assert state.best_round == 0
     assert state.arrays["head.weight"].any()
     assert not state.best["head.weight"].any()
@@ -367,7 +276,7 @@ def test_without_evaluations_the_prior_is_shipped(tiny_federation: TinyFederatio
 
 def test_the_gain_of_a_round_and_its_noise_are_kept(tiny_federation: TinyFederation, tmp_path: Path) -> None:
     """Two domains with stddev 1 on 100 users: 0.01 each, and 0.01 / sqrt(2) for their mean."""
-    state = run_script(tiny_federation(evaluate_every=2), Gains({2: 4.0, 4: 2.0}), tmp_path / "a")
+    state = run_script(tiny_federation(evaluate_every=2), Gains({2: 4.0, 4: 2.0}), tmp_path / "a")[-1]
     assert [record.gain for record in state.history] == [None, pytest.approx(0.04), None, pytest.approx(0.02)]
     assert state.history[1].gain_stddev == pytest.approx(0.01 / np.sqrt(2))
     assert sorted(state.history[1].evaluations) == ["books", "games"]
@@ -376,30 +285,19 @@ def test_the_gain_of_a_round_and_its_noise_are_kept(tiny_federation: TinyFederat
 
 
 BAD_CONTACTS: dict[str, RoundReply] = {
-    "count is NaN": replace(moments(EMPTY), values={"count": float("nan")}),
-    "count is infinite": replace(moments(EMPTY), values={"count": float("inf")}),
-    "count is negative": replace(moments(EMPTY), values={"count": -3.0}),
-    "no count": replace(moments(EMPTY), values={}),
+    "count is NaN": replace(MOMENTS, values={"count": float("nan")}),
+    "count is infinite": replace(MOMENTS, values={"count": float("inf")}),
+    "count is negative": replace(MOMENTS, values={"count": -3.0}),
+    "no count": replace(MOMENTS, values={}),
     "no moments": replace(EMPTY, values={"count": 10.0}),
     "shapes that do not fit": replace(
-        moments(EMPTY), arrays={"mean": np.zeros(4, np.float32), "second": np.eye(3, dtype=np.float32)}
+        MOMENTS, arrays={"mean": np.zeros(4, np.float32), "second": np.eye(3, dtype=np.float32)}
     ),
     "moments with NaN": replace(
-        moments(EMPTY), arrays={"mean": np.full(4, np.nan, np.float32), "second": np.eye(4, dtype=np.float32)}
+        MOMENTS, arrays={"mean": np.full(4, np.nan, np.float32), "second": np.eye(4, dtype=np.float32)}
     ),
     "a refusal": replace(EMPTY, refusal="not with you"),
 }
-
-
-@dataclass(frozen=True)
-class BadContact:
-    """A first contact that breaks a rule (of node 0; the others' is honest), then updates like anybody's."""
-
-    contact: RoundReply
-
-    def __call__(self, kind: str, request: RoundRequest) -> RoundReply:
-        """What a domain says."""
-        return self.contact if kind == "catalogue" else Gains({})(kind, request)
 
 
 @pytest.mark.parametrize("what", list(BAD_CONTACTS))
@@ -408,24 +306,15 @@ def test_a_bad_first_contact_keeps_one_domain_out_and_no_other(
 ) -> None:
     """The run starts without it; it is not asked for updates either."""
     file = tiny_federation(evaluate_every=0)
-    state = run_script(file, BadContact(BAD_CONTACTS[what]), tmp_path / "a", nodes=3, rounds=1)
+    state = run_script(file, BadContact(BAD_CONTACTS[what]), tmp_path / "a", nodes=3, rounds=1)[-1]
     assert sorted(state.history[0].outcomes) == ["games", "music"]
     with pytest.raises(RunError, match="no domain joined the run"):
         run_script(file, BadContact(BAD_CONTACTS[what]), tmp_path / "b", nodes=1)
 
 
 def test_a_node_cannot_take_anothers_name(tiny_federation: TinyFederation, tmp_path: Path) -> None:
-    """Of two nodes with one name, the first keeps it and the second stays out."""
+    """Of two nodes with one name, the first keeps it; the run is the one without the second, to the last byte sent."""
     file = tiny_federation(evaluate_every=0)
-    with InProcessGrid(Impostor(Gains({})).app(), nodes=2, run_config={}) as grid:
-        state = run_rounds(grid, load_federation(file), run="r1", rounds=1, folder=tmp_path / "a", listener=Watch())
-    assert {name: outcome.status for name, outcome in state.history[0].outcomes.items()} == {"books": OK}
-
-
-class Impostor(Scripted):
-    """Every node says that it is `books`."""
-
-    def _answer(self, kind: str, message: Message, context: Context) -> Message:
-        request = RoundRequest.from_records(message.content)
-        reply = replace(self.script(kind, request), domain="books", run=request.run, round=request.round)
-        return Message(reply.to_records(), reply_to=message)
+    both, alone = (run_script(file, OneName(), tmp_path / str(n), nodes=n, rounds=2)[-1] for n in (2, 1))
+    assert sorted(both.history[0].outcomes) == ["books"]
+    assert_equal(both, alone)
