@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone, load_shared, shared_parameters
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, load_domain_data
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
@@ -240,6 +240,5 @@ def _backbone(request: RoundRequest, whitening: Whitening) -> Backbone:
         array = request.arrays[name]
         if array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
             raise Refused(f"parameter {name!r} must be finite and of shape {tuple(parameter.shape)}, got {array.shape}")
-        with torch.no_grad():
-            parameter.copy_(torch.from_numpy(array.copy()))
+    load_shared(backbone, request.arrays)
     return backbone

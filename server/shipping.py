@@ -3,9 +3,7 @@
 shipped = shipped_backbone(state, federation)
 """
 
-import torch
-
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone, load_shared
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.config import FederationConfig
 from isthmus.features import Whitening
@@ -16,9 +14,7 @@ def shipped_backbone(state: RunState, federation: FederationConfig) -> ShippedBa
     """The best evaluated backbone of a run, ready to score."""
     whitening = Whitening(mean=state.whitening["mean"], matrix=state.whitening["matrix"])
     backbone = Backbone(whitening.matrix.shape[1], federation.backbone)
-    with torch.no_grad():
-        for name, parameter in shared_parameters(backbone).items():
-            parameter.copy_(torch.from_numpy(state.best[name]))
+    load_shared(backbone, state.best)
     return ShippedBackbone(
         backbone=backbone.eval(), whitening=whitening, features=federation.features, round=state.best_round
     )

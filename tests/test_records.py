@@ -352,11 +352,24 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path: Path, wrapped: str) -> N
 
 
 def test_what_is_parsed_cannot_be_changed_through_what_was_sent() -> None:
-    """Records are copies: changing an array after packing changes nothing."""
+    """Changing an array after packing changes nothing, and what was parsed is read-only."""
     array = np.ones(3, np.float32)
     record = to_array_record({"w": array})
     array[:] = 7
-    assert from_array_record(record)["w"].tolist() == [1.0, 1.0, 1.0]
+    parsed = from_array_record(record)["w"]
+    assert parsed.tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="read-only"):
+        parsed[0] = 7
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_tensor_is_packed_as_flower_packs_it(name: str) -> None:
+    """To the byte, whatever lies under it: a transposed or a big-endian array is brought into order first."""
+    for array in (ARRAYS[name], ARRAYS[name].T, ARRAYS[name].astype(">f4")):
+        packed = to_array_record({"w": array})["w"]
+        theirs = Array(np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape))
+        assert (packed.dtype, packed.shape, packed.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+        assert packed.data == theirs.data
 
 
 def test_the_size_of_a_message_is_that_of_its_tensors() -> None:

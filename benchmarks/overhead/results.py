@@ -19,18 +19,18 @@ BAR_ROUND, AIM_ROUND, BAR_START = 1.30, 1.10, 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A case over all repetitions: the least, where nothing else is said.
+    """A case over all repetitions, in medians.
 
     Attributes:
         round_cpu: CPU-seconds of a round.
-        round_cpu_median: The same from medians.
+        round_cpu_each: (reps,) the same of each repetition.
         start_cpu: CPU-seconds before the first round, torch alone aside.
         total_cpu: CPU-seconds of the longer run, everything included.
         peak: Most resident bytes.
     """
 
     round_cpu: float
-    round_cpu_median: float
+    round_cpu_each: tuple[float, ...]
     start_cpu: float
     total_cpu: float
     peak: int
@@ -41,18 +41,18 @@ def ratio(measured: Mapping[str, Measured], name: str) -> float:
     return measured[name].round_cpu / measured[BASE].round_cpu
 
 
-def meets_bars(measured: Mapping[str, Measured], alternating: float) -> bool:
-    """Whether our case is within both bars; a round by the figure that load cannot disturb."""
-    return alternating <= BAR_ROUND and measured[OURS].start_cpu <= BAR_START
+def meets_bars(measured: Mapping[str, Measured]) -> bool:
+    """Whether our case is within both bars, by the medians."""
+    return ratio(measured, OURS) <= BAR_ROUND and measured[OURS].start_cpu <= BAR_START
 
 
-def page(measured: Mapping[str, Measured], *, reps: int, alternating: float) -> str:
+def page(measured: Mapping[str, Measured], *, reps: int, rounds: tuple[int, int]) -> str:
     """The page as Markdown: what was measured, where, the table, and whether the bars are met.
 
     Args:
         measured: By case.
         reps: Repetitions.
-        alternating: CPU-seconds of a round, ours to plain, where both take turns in one process.
+        rounds: Of the shorter and of the longer run.
     """
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "flwr", "numpy"))
     load = os.getloadavg()[0]
@@ -61,30 +61,31 @@ def page(measured: Mapping[str, Measured], *, reps: int, alternating: float) -> 
         if name == READY:
             rows.append(f"| {name} | | | | 0 | {found.total_cpu:.1f} | {found.peak / 2**30:.2f} GiB |")
             continue
-        typical = found.round_cpu_median / measured[BASE].round_cpu_median
+        each = [a / b for a, b in zip(found.round_cpu_each, measured[BASE].round_cpu_each, strict=True)]
         rows.append(
-            f"| {name} | {found.round_cpu:.3f} | {ratio(measured, name):.2f} | {typical:.2f} | {found.start_cpu:.2f} "
-            f"| {found.total_cpu:.1f} | {found.peak / 2**30:.2f} GiB |"
+            f"| {name} | {found.round_cpu:.3f} | {ratio(measured, name):.2f} | {min(each):.2f} to {max(each):.2f} "
+            f"| {found.start_cpu:.2f} | {found.total_cpu:.1f} | {found.peak / 2**30:.2f} GiB |"
         )
-    verdict = "met" if meets_bars(measured, alternating) else "**missed**"
     return f"""# Measured
 
 ## Simulation overhead
 
-50 clients, 20 a round, a 496,522-parameter model, one torch thread; 5 and 20 rounds, interleaved, each in a fresh
-process, the least of {reps} repetitions. Every case reached the same accuracy, so every case did the same work.
+50 clients, 20 a round, a 496,522-parameter model, one torch thread; {rounds[0]} and {rounds[1]} rounds, interleaved,
+each in a fresh process, medians of {reps} repetitions. Every case reached the same accuracy, so every case did the
+same work.
 
 {dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end,
 Python {platform.python_version()}, {versions}.
 
-| case | CPU-s a round | against plain | by medians | start-up CPU-s over torch alone | CPU-s in all | peak memory |
+| case | CPU-s a round | against plain | each repetition | start-up CPU-s, torch aside | CPU-s in all | peak memory |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 `{READY}` imports torch and takes one optimizer step, which imports more of it; `{BASE}` is a loop without framework.
-Where {OURS} and {BASE} take turns in one process, a round costs **{alternating:.2f}** times the plain one.
-Bars for {OURS}: at most {BAR_ROUND:.2f} times plain for a round (aim {AIM_ROUND:.2f}) when taking turns, start-up at
-most {BAR_START:.0f} CPU-seconds: {verdict}.
+Bars for {OURS}: at most {BAR_ROUND:.2f} times plain for a round, start-up at most {BAR_START:.0f} CPU-seconds over
+torch alone: {"met" if meets_bars(measured) else "**missed**"}.
+Aim for a round, {AIM_ROUND:.2f}: {"met" if ratio(measured, OURS) <= AIM_ROUND else "missed"}.
 
-Made by `python benchmarks/overhead/compare.py` (or `make bench`), which says how each figure is taken.
+Made by `python benchmarks/overhead/compare.py` (or `make bench`), which says how each figure is taken. The rule was
+fixed before the measurement; earlier measurements, by other rules, are in `docs/adr/0010-overhead-rule.md`.
 """

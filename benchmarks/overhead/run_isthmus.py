@@ -3,8 +3,8 @@
     ISTHMUS_BENCH_PEERS=../shared/bench/peers python benchmarks/overhead/run_isthmus.py 5
 
 The work is the peers' own (`workload.py`, imported and not copied): `sample` fixes the cohort of a round, so the
-accuracy must be that of the plain loop. Arrays travel as Flower records through Flower's FedAvg; as in the plain
-loop, a process keeps one model and loads what it was sent into it.
+accuracy must be that of the plain loop. Arrays are packed and read by `isthmus.records`, as in the product, and travel
+through Flower's FedAvg; as in the plain loop, a process keeps one model and loads what it was sent into it.
 """
 
 import logging
@@ -15,13 +15,14 @@ from pathlib import Path
 
 START = time.perf_counter()
 
-import torch  # noqa: E402 - the clock starts before the imports, as in the peers' cases
+import numpy as np  # noqa: E402 - the clock starts before the imports, as in the peers' cases
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 
 from isthmus.grid import InProcessGrid  # noqa: E402
+from isthmus.records import from_array_record, to_array_record  # noqa: E402
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "bench" / "peers"
 sys.path.insert(0, os.environ.get("ISTHMUS_BENCH_PEERS", str(_BESIDE)))
@@ -56,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
     loss = w.train_client(model, int(context.node_config["partition-id"]))
     content = RecordDict(
         {
-            "arrays": ArrayRecord(model.state_dict()),
+            "arrays": to_array_record({name: tensor.detach().numpy() for name, tensor in parameters.items()}),
             "metrics": MetricRecord({"loss": loss, "num-examples": w.BATCHES * w.BS}),
         }
     )
@@ -97,9 +98,8 @@ def one_round(grid: CohortGrid, strategy: FedAvg, round_: int, arrays: ArrayReco
 
 def load(arrays: ArrayRecord) -> None:
     """Put arrays into the process's one model."""
-    with torch.no_grad():
-        for name, packed in arrays.items():
-            parameters[name].copy_(torch.from_numpy(packed.numpy()))
+    for name, array in from_array_record(arrays).items():
+        np.copyto(parameters[name].detach().numpy(), array)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ Architecture", ICML 2020 (pre-LN).
 """
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -133,3 +136,14 @@ class Backbone(nn.Module):
 def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The parameters that travel and are trained under privacy, by name: the one place that says which."""
     return dict(backbone.named_parameters())
+
+
+def load_shared(backbone: Backbone, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Copy named arrays, of the right shapes, into the parameters of the same names.
+
+    Args:
+        backbone: Changed in place.
+        arrays: One for each shared parameter.
+    """
+    for name, parameter in shared_parameters(backbone).items():
+        np.copyto(parameter.detach().numpy(), arrays[name])

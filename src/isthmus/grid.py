@@ -134,9 +134,8 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message_id: str, message: Message) -> None:
-        received = delivered(copy.deepcopy(message))
-        reply = answer(self._app, received, self._contexts[message.metadata.dst_node_id])
-        self._replies[message_id] = delivered(copy.deepcopy(reply))  # what the client kept of it stays the client's
+        reply = answer(self._app, delivered(message), self._contexts[message.metadata.dst_node_id])
+        self._replies[message_id] = delivered(reply)  # what the client kept of it stays the client's
 
     def _collect(self, message_id: str) -> Message:
         return self._replies.pop(message_id)
@@ -151,12 +150,13 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
 
 
 def delivered(message: Message) -> Message:
-    """The same message, its arrays in a form that reads fast."""
+    """A copy that shares nothing changeable with the message, its arrays in a form that reads fast."""
+    arrays: dict[int, object] = {}  # what stands for an array in the copy, by the array's identity
     if message.has_content():
         for record in message.content.array_records.values():
-            for name, array in record.items():
-                record[name] = DeliveredArray(array.dtype, array.shape, array.stype, array.data)
-    return message
+            for array in record.values():
+                arrays[id(array)] = DeliveredArray(array.dtype, array.shape, array.stype, array.data)
+    return copy.deepcopy(message, arrays)
 
 
 @lru_cache(maxsize=4096)

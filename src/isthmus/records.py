@@ -207,11 +207,11 @@ def arrays_digest(arrays: Arrays) -> bytes:
 
 def to_array_record(arrays: Arrays) -> ArrayRecord:
     """Named float32 tensors as a Flower record."""
-    return ArrayRecord({name: Array(np.asarray(array, dtype=np.float32, order="C")) for name, array in arrays.items()})
+    return ArrayRecord({name: _packed(np.asarray(array, dtype="<f4", order="C")) for name, array in arrays.items()})
 
 
 def from_array_record(record: ArrayRecord) -> Arrays:
-    """Named float32 tensors of a Flower record.
+    """Named float32 tensors of a Flower record, read-only: they lie in the message's own bytes.
 
     Raises:
         Refused: If a tensor has another dtype or cannot be read.
@@ -232,6 +232,19 @@ def _section(records: Any, name: str) -> Any:
     return records[name]
 
 
+def _packed(array: NDArray[np.float32]) -> Array:
+    """What `numpy.save` writes, in one copy; Flower's own constructor takes three."""
+    return Array("float32", array.shape, _PACKING, b"".join((_header_of(array.shape), array.data)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _header_of(shape: tuple[int, ...]) -> bytes:
+    """What stands before the numbers of a little-endian float32 array file in C order."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
 def _tensor(name: str, packed: Array) -> NDArray[np.float32]:
     """The tensor that a header and its bytes agree on; its size is known before anything is allocated."""
     if packed.dtype != "float32":
@@ -250,7 +263,7 @@ def _tensor(name: str, packed: Array) -> NDArray[np.float32]:
     rest = len(packed.data) - start
     if fortran or min(shape, default=0) < 0 or rest != 4 * math.prod(shape):
         raise Refused(f"tensor {name!r} cannot be read: {rest} bytes do not hold float32 of shape {shape} in C order")
-    return np.ndarray(shape, np.dtype("<f4"), buffer=packed.data, offset=start).astype(np.float32)
+    return np.ndarray(shape, np.dtype("<f4"), buffer=packed.data, offset=start)
 
 
 @functools.lru_cache(maxsize=1024)
