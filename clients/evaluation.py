@@ -49,11 +49,6 @@ def noisy_gain(gains: NDArray[np.float64], *, policy: PrivacyPolicy, randomness:
     """
     clipped = np.clip(np.nan_to_num(gains, nan=0.0), -1.0, 1.0)
     stddev = policy.metric_noise_multiplier * SENSITIVITY
-    noise = stddev * randomness.gaussian(2)
-    return Payload(
-        values={
-            "gain": float(clipped.sum() + noise[0]),
-            "users": float(len(clipped) + noise[1]),
-            "noise_stddev": stddev,
-        }
-    )
+    pair = np.array([clipped.sum(), len(clipped)])
+    gain, users = randomness.noisy(pair, stddev=stddev, sensitivity=SENSITIVITY)
+    return Payload(values={"gain": float(gain), "users": float(users), "noise_stddev": stddev})

@@ -109,11 +109,16 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
-        """Add Gaussian noise of standard deviation `noise_multiplier * C` to every coordinate of the sum."""
+        """Add Gaussian noise of standard deviation `noise_multiplier * C` to every coordinate of the sum.
+
+        All tensors are one vector to the noise, because C bounds what a user adds to all of them together.
+        """
+        sums = np.concatenate([parameter.summed_grad.numpy().ravel() for parameter in self.params])
         stddev = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            noise = torch.from_numpy(self._randomness.gaussian(parameter.numel())).view(parameter.shape)
-            parameter.grad = (parameter.summed_grad.double() + stddev * noise).to(parameter.dtype)
+        noisy = torch.from_numpy(self._randomness.noisy(sums, stddev=stddev, sensitivity=self.max_grad_norm))
+        parts = torch.split(noisy, [parameter.numel() for parameter in self.params])
+        for parameter, part in zip(self.params, parts, strict=True):
+            parameter.grad = part.view(parameter.shape)
 
 
 def make_training_set(histories: Histories, features: NDArray[np.float32], recipe: Recipe) -> TrainingSet:

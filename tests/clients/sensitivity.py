@@ -27,6 +27,7 @@ from isthmus.clients.rivals import find_rivals
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
 from isthmus.config import BackboneConfig, FeatureConfig, PrivacyPolicy, TrainingConfig
 from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.noise import Floats
 from isthmus.privacy.plan import DpSgdConfig, DpSgdPlan
 from isthmus.records import Recipe
 
@@ -74,9 +75,9 @@ class Silent:
     chosen: tuple[bool, ...]
     private = False
 
-    def gaussian(self, count: int) -> NDArray[np.float64]:
-        """Zeros."""
-        return np.zeros(count)
+    def noisy(self, values: NDArray[Floats], *, stddev: float, sensitivity: float) -> NDArray[Floats]:
+        """The values."""
+        return values
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """The given batch."""

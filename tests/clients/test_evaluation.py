@@ -11,7 +11,7 @@ from tests.clients.test_head import Fixed, toy_domain
 
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.config import PrivacyPolicy
-from isthmus.privacy.noise import SecureRandomness, SeededRandomness
+from isthmus.privacy.noise import Floats, SecureRandomness, SeededRandomness
 
 POLICY = PrivacyPolicy(
     epsilon=8.0,
@@ -31,9 +31,9 @@ class Silence:
 
     private = False
 
-    def gaussian(self, count: int) -> NDArray[np.float64]:
-        """Zeros."""
-        return np.zeros(count)
+    def noisy(self, values: NDArray[Floats], *, stddev: float, sensitivity: float) -> NDArray[Floats]:
+        """The values."""
+        return values
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """Nobody: an evaluation looks at everyone."""

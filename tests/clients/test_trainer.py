@@ -34,7 +34,7 @@ from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import trainer
 from isthmus.clients.trainer import PrivateOptimizer, TrainingSet, make_batch, train_round, user_losses
 from isthmus.config import TrainingConfig
-from isthmus.privacy.noise import Randomness, SeededRandomness
+from isthmus.privacy.noise import Floats, Randomness, SeededRandomness
 from isthmus.records import Arrays
 
 PLAIN = TrainingConfig(learning_rate=0.5, rivals=10, positions=3)
@@ -47,13 +47,13 @@ class Drawn:
     chosen: tuple[bool, ...]
     source: SeededRandomness
     coins: list[tuple[int, float]] = field(default_factory=list)
-    deviates: list[int] = field(default_factory=list)
+    noises: list[tuple[int, float, float]] = field(default_factory=list)
     private = False
 
-    def gaussian(self, count: int) -> NDArray[np.float64]:
+    def noisy(self, values: NDArray[Floats], *, stddev: float, sensitivity: float) -> NDArray[Floats]:
         """From the seeded source."""
-        self.deviates.append(count)
-        return self.source.gaussian(count)
+        self.noises.append((values.size, stddev, sensitivity))
+        return self.source.noisy(values, stddev=stddev, sensitivity=sensitivity)
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """The given batch."""
@@ -68,9 +68,9 @@ class Coins:
     source: SeededRandomness
     private = False
 
-    def gaussian(self, count: int) -> NDArray[np.float64]:
-        """Zeros."""
-        return np.zeros(count)
+    def noisy(self, values: NDArray[Floats], *, stddev: float, sensitivity: float) -> NDArray[Floats]:
+        """The values."""
+        return values
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """From the seeded source."""
@@ -202,11 +202,11 @@ def test_every_user_is_drawn_at_the_policys_rate_whoever_can_learn() -> None:
 @pytest.mark.parametrize("lengths", [[], [5, 6], [1, 0, 1]], ids=["no users", "users", "nothing to predict"])
 @pytest.mark.parametrize("absent", [False, True], ids=["all in the batch", "empty batches"])
 def test_a_round_has_exactly_the_policys_noisy_steps(steps: int, lengths: list[int], absent: bool) -> None:
-    """One fresh deviate for each coordinate and step, whatever the batches held."""
+    """Each step noises all coordinates as one vector that a user moves by C, whatever the batches held."""
     case = make_case(lengths, seed=13)
     drawn = Drawn((nobody(case) if absent else case).chosen, SeededRandomness(2))
     run_round(case, drawn, steps=steps)
-    assert drawn.deviates == steps * [parameter.numel() for parameter in case.backbone.parameters()]
+    assert drawn.noises == steps * [(sum(p.numel() for p in case.backbone.parameters()), SIGMA * case.clip, case.clip)]
 
 
 @pytest.mark.parametrize("steps", [1, 9])

@@ -1,7 +1,6 @@
 """Noise is what the accounting assumes: its law, its independence, its keys, and its honesty about seeds."""
 
 import os
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +16,7 @@ from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 # A fork is what is tested; newer Pythons warn of one beside the threads of a numerical library.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
-DRAWS = 200_000
+DRAWS = 600_000
 UNLIKELY = 1e-7
 """A sound source fails a check about once in ten million runs."""
 
@@ -32,15 +31,15 @@ class ConstantKey(SecureRandomness):
 
     def _rekey(self) -> None:
         super()._rekey()
-        self._cipher = noise.Cipher(noise.ChaCha20(bytes(32), bytes(16)), mode=None).encryptor()
+        self._cipher = noise.Cipher(noise.AES(bytes(32)), noise.CTR(bytes(16))).encryptor()
 
 
 class KeyOfTheParent(SecureRandomness):
     """Mutant: a forked child goes on with the parent's key."""
 
-    def _uniform(self, count: int) -> NDArray[np.float64]:
-        self._owner = os.getpid()
-        return super()._uniform(count)
+    def _stream(self, count: int) -> bytes:
+        self._owner = noise._process()
+        return super()._stream(count)
 
 
 class Unscaled(SecureRandomness):
@@ -56,7 +55,7 @@ class SumOfSix(SecureRandomness):
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
         """Draws of the wrong law."""
-        return (self._uniform(6 * count).reshape(count, 6).sum(axis=1) - 3.0) * 2**0.5
+        return (uniform(self, 6 * count).reshape(count, 6).sum(axis=1) - 3.0) * 2**0.5
 
 
 class Twice(SecureRandomness):
@@ -67,12 +66,41 @@ class Twice(SecureRandomness):
         return np.repeat(super().gaussian((count + 1) // 2), 2)[:count]
 
 
+class NoCorners(SecureRandomness):
+    """Mutant: what is outside of the histogram is drawn from it again, so there is nothing beyond 3.5."""
+
+    def _outside(self, count: int) -> NDArray[np.int32]:
+        inside = np.concatenate([bar.copy() for _, bar in SecureRandomness()._noise(2 * count + 10)])
+        return inside[np.abs(inside) < 3.4 * noise.STEPS][:count]
+
+
+class SharedNoise(SecureRandomness):
+    """Mutant: all coordinates get the same noise, in part."""
+
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        """Draws of the right law that are not independent."""
+        return 0.9 * super().gaussian(count) + (1 - 0.9**2) ** 0.5 * super().gaussian(1)
+
+
+class Echo(SecureRandomness):
+    """Mutant: every second call repeats the noise of the one before."""
+
+    last = np.empty(0)
+
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        """Draws of the right law that are not fresh."""
+        repeated, self.last = self.last, np.empty(0)
+        if repeated.size != count:
+            repeated = self.last = super().gaussian(count)
+        return repeated
+
+
 class ShuffledBatches(SecureRandomness):
     """Mutant: batches of a fixed size, accounted for as Poisson samples."""
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """The wrong coins."""
-        return np.argsort(self._uniform(count)) < round(count * probability)
+        return np.argsort(uniform(self, count)) < round(count * probability)
 
 
 class Generous(SecureRandomness):
@@ -83,15 +111,20 @@ class Generous(SecureRandomness):
         return super().bernoulli(count, probability * 1.05)
 
 
+def uniform(source: SecureRandomness, count: int) -> NDArray[np.float64]:
+    """Uniform draws of a source."""
+    return noise._uniform(source._words(count))
+
+
 def wrong_law(randomness: Randomness) -> list[str]:
     """What is wrong with a source's Gaussian draws: law, tails, moments, correlation of neighbours and halves."""
     draws = randomness.gaussian(DRAWS)
     wrong = []
-    if stats.kstest(draws, "norm").pvalue < UNLIKELY:
+    if stats.kstest(draws, "norm", method="asymp").pvalue < UNLIKELY:
         wrong.append("law")
     wrong += [
         f"tail at {edge}"
-        for edge in (2.0, 3.0, 4.0)
+        for edge in (2.0, 3.0, 4.0, 4.5)
         for side in (draws, -draws)
         if stats.binomtest(int((side > edge).sum()), DRAWS, stats.norm.sf(edge)).pvalue < UNLIKELY
     ]
@@ -101,7 +134,6 @@ def wrong_law(randomness: Randomness) -> list[str]:
     if abs(draws.var() - 1) * (DRAWS / 2) ** 0.5 > limit:
         wrong.append("variance")
     half = DRAWS // 2
-    # Box-Muller makes draw i and draw i + half from one radius and one angle: they must be uncorrelated, squares too.
     pairs = {"neighbours": (draws[::2], draws[1::2]), "halves": (draws[:half], draws[half:])}
     wrong += [
         f"covariance of {name}"
@@ -109,6 +141,23 @@ def wrong_law(randomness: Randomness) -> list[str]:
         for power in (1, 2)
         if abs(np.corrcoef(left**power, right**power)[0, 1]) * half**0.5 > limit
     ]
+    return wrong
+
+
+def wrong_company(randomness: Randomness) -> list[str]:
+    """What draws of one call have to do with each other, and with those of the next call."""
+    calls, coordinates = 4000, 40
+    draws = np.stack([randomness.gaussian(coordinates) for _ in range(calls)])
+    limit = stats.norm.isf(UNLIKELY / coordinates**2) / calls**0.5  # of the largest of so many correlations
+    wrong = []
+    for power in (1, 2):
+        part = draws**power
+        across = np.corrcoef(part.T)[~np.eye(coordinates, dtype=bool)]
+        if np.abs(across).max() > limit:
+            wrong.append("covariance across coordinates")
+        after = np.corrcoef(part[:-1].T, part[1:].T)[:coordinates, coordinates:]
+        if np.abs(after).max() > limit:
+            wrong.append("covariance across calls")
     return wrong
 
 
@@ -127,8 +176,13 @@ def wrong_batches(randomness: Randomness) -> list[str]:
 
 
 def repeats(left: NDArray[np.float64], right: NDArray[np.float64]) -> bool:
-    """Whether two blocks of draws have any value in common; 53-bit draws of this size do so by chance once in 10^9."""
-    return bool(np.intersect1d(left, right).size)
+    """Whether two blocks of at least 100 draws are the same somewhere: three neighbours of one among the other.
+
+    Single values repeat by chance, for they are whole lattice steps; three in a row of blocks of 10,000 do so once in
+    10^13.
+    """
+    runs = [np.lib.stride_tricks.sliding_window_view(block, 3) for block in (left, right)]
+    return not {row.tobytes() for row in runs[0]}.isdisjoint(row.tobytes() for row in runs[1])
 
 
 def draws_of_a_child(randomness: Randomness, count: int) -> NDArray[np.float64]:
@@ -154,11 +208,32 @@ def test_draws_are_standard_normal_and_independent(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mutant", "finding"), [(Unscaled, "variance"), (SumOfSix, "tail at 3.0"), (Twice, "covariance of neighbours")]
+    ("mutant", "finding"),
+    [
+        (Unscaled, "variance"),
+        (SumOfSix, "tail at 3.0"),
+        (NoCorners, "tail at 4.0"),
+        (Twice, "covariance of neighbours"),
+    ],
 )
 def test_wrong_noise_is_caught(mutant: type[SecureRandomness], finding: str) -> None:
-    """Two per cent too little, tails cut off, every draw used twice: the same checks say so."""
+    """Two per cent too little, tails cut off in two ways, every draw used twice: the same checks say so."""
     assert finding in wrong_law(mutant())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_coordinates_and_calls_are_independent(name: str) -> None:
+    """No covariance between coordinates of a call, nor with those of the next call; of squares neither."""
+    assert wrong_company(SOURCES[name]()) == []
+
+
+@pytest.mark.parametrize(
+    ("mutant", "finding"),
+    [(SharedNoise, "covariance across coordinates"), (Echo, "covariance across calls")],
+)
+def test_dependent_noise_is_caught(mutant: type[SecureRandomness], finding: str) -> None:
+    """A fifth of the variance shared by all coordinates, noise used in two steps: the same checks say so."""
+    assert finding in wrong_company(mutant())
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -192,12 +267,13 @@ def test_as_many_draws_as_asked(name: str, count: int) -> None:
     assert np.isfinite(draws).all()
 
 
-def test_the_rarest_uniform_draws_stay_finite() -> None:
-    """All zero and all one bits of the key stream: 2^-53 and 1, so the logarithm of Box and Muller is finite."""
-    for byte, expected in ((b"\x00", 2.0**-53), (b"\xff", 1.0)):
-        source = Stuck(byte)
-        assert (source._uniform(4) == expected).all()
-        assert np.isfinite(source.gaussian(4)).all()
+def test_coins_come_up_no_more_often_than_asked() -> None:
+    """The key stream's least and greatest words: a coin of 2^-54 never shows, one of 2^-53 does for the least."""
+    least, greatest = Stuck(b"\x00"), Stuck(b"\xff")
+    assert not least.bernoulli(4, 2.0**-54).any()
+    assert least.bernoulli(4, 2.0**-53).all()
+    assert not greatest.bernoulli(4, 1 - 2.0**-53).any()
+    assert greatest.bernoulli(4, 1.0).all()
 
 
 class Stuck(SecureRandomness):
@@ -205,25 +281,16 @@ class Stuck(SecureRandomness):
 
     def __init__(self, byte: bytes) -> None:
         super().__init__()
-        self._cipher = StuckCipher(byte)
-
-
-class StuckCipher:
-    """Encrypts zeros to one byte."""
-
-    def __init__(self, byte: bytes) -> None:
         self.byte = byte
 
-    def update(self, data: bytes) -> bytes:
-        """As many bytes as came in."""
-        return self.byte * len(data)
+    def _stream(self, count: int) -> bytes:
+        return self.byte * count
 
 
 def test_two_instances_never_share_a_key_stream() -> None:
-    """Ten instances, 100,000 draws: no value twice; a constant key is caught by the same check."""
-    blocks = [SecureRandomness().gaussian(10_000) for _ in range(10)]
-    assert np.unique(np.concatenate(blocks)).size == 100_000
-    assert repeats(ConstantKey().gaussian(100), ConstantKey().gaussian(100))
+    """Ten instances, 100,000 words: no word twice; a constant key is caught by the same check."""
+    for kind, distinct in ((SecureRandomness, 100_000), (ConstantKey, 10_000)):
+        assert np.unique(np.concatenate([kind()._words(10_000) for _ in range(10)])).size == distinct
 
 
 def test_an_instance_never_repeats_itself() -> None:
@@ -245,18 +312,49 @@ def test_a_forked_child_draws_something_else() -> None:
         assert repeats(first, parent) is shared
 
 
-def test_the_end_of_a_key_stream_is_the_start_of_another_key() -> None:
-    """ChaCha20 counts 2^32 blocks; a source about to reach the end draws a new key, and neither fails nor repeats."""
+def test_a_child_that_got_its_parents_number_draws_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes are given out again (LibreSSL's flaw of 2014): forks are counted, too."""
+    monkeypatch.setattr(os, "getpid", Constant(os.getpid()))
     source = SecureRandomness()
-    last = struct.pack("<I", 2**32 - 2) + bytes(12)
-    source._cipher = noise.Cipher(noise.ChaCha20(bytes(32), last), mode=None).encryptor()
-    source._left = 128  # bytes: two blocks
-    old = source.gaussian(16)
-    with pytest.raises(ValueError, match="overflow"):
-        source._cipher.update(bytes(64))  # the old key has nothing left
-    new = source.gaussian(10_000)
-    assert not repeats(old, new)
+    source.gaussian(10)
+    child = draws_of_a_child(source, 1000)
+    assert child.size == 1000
+    assert not repeats(child, source.gaussian(1000))
+
+
+class Constant:
+    """A function of one value."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __call__(self) -> int:
+        return self.value
+
+
+def test_the_end_of_a_key_stream_is_the_start_of_another_key() -> None:
+    """A source about to use up its key draws a new one: the old cipher is left where it was, and nothing repeats."""
+    source = SecureRandomness()
+    source._cipher = noise.Cipher(noise.AES(bytes(32)), noise.CTR(bytes(16))).encryptor()
+    source._left = 8 * 16  # bytes
+    known = noise.Cipher(noise.AES(bytes(32)), noise.CTR(bytes(16))).encryptor()
+    old = source._words(16)
+    assert old.tobytes() == known.update(bytes(8 * 16))
+    new = source._words(10_000)
     assert source._left == noise._KEY_BYTES - 80_000
+    assert not np.intersect1d(new, np.frombuffer(known.update(bytes(80_000)), np.uint64)).size
+    assert not np.intersect1d(new, old).size
+
+
+def test_the_generator_is_aes_256_in_counter_mode() -> None:
+    """NIST SP 800-38A, F.5.5: the published key, counter and key stream."""
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    counter = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+    source = SecureRandomness()
+    assert source._cipher.update(bytes(32))[:16] != source._cipher.update(bytes(32))[:16]
+    source._cipher = noise.Cipher(noise.AES(key), noise.CTR(counter)).encryptor()
+    expected = "0bdf7df1591716335e9a8b15c860c5025a6e699d536119065433863c8f657b94"
+    assert source._stream(32).hex() == expected
 
 
 def test_seeded_draws_can_be_repeated() -> None:
