@@ -1,0 +1,116 @@
+"""Deliberately broken variants of our optimizer, which every audit has to tell from the real one.
+
+    with served(HalvedNoise):
+        evidence = audit_canaries(...)      # what it runs is the mutant
+
+Each is one mistake that has been made in real code. They replace `trainer.PrivateOptimizer`, the name under which both
+the trainer and the audits find it.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from isthmus.clients import trainer
+from isthmus.clients.trainer import PrivateOptimizer
+from isthmus.privacy.noise import SeededRandomness
+
+
+class HalvedNoise(PrivateOptimizer):
+    """Half of the planned noise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As planned, then halved."""
+        super().__init__(*args, **kwargs)
+        self.noise_multiplier /= 2
+
+
+class Noiseless(PrivateOptimizer):
+    """No noise at all."""
+
+    def add_noise(self) -> None:
+        """None."""
+        for parameter in self.params:
+            parameter.grad = parameter.summed_grad.clone()
+
+
+class SilentTensor(PrivateOptimizer):
+    """One parameter tensor, the last unless another is named, gets no noise."""
+
+    silent = -1
+
+    def add_noise(self) -> None:
+        """Noise, except in one."""
+        super().add_noise()
+        parameter = self.params[self.silent]
+        parameter.grad = parameter.summed_grad.clone()
+
+
+class HalvedTensor(PrivateOptimizer):
+    """One parameter tensor, the last unless another is named, gets half of the noise."""
+
+    quiet = -1
+
+    def add_noise(self) -> None:
+        """Noise, half of it in one."""
+        super().add_noise()
+        parameter = self.params[self.quiet]
+        parameter.grad = (parameter.grad + parameter.summed_grad) / 2
+
+
+class Unclipped(PrivateOptimizer):
+    """Sums what it gets; the noise is still for C."""
+
+    def clip_and_accumulate(self) -> None:
+        """Clipped to infinity."""
+        clip, self.max_grad_norm = self.max_grad_norm, math.inf
+        super().clip_and_accumulate()
+        self.max_grad_norm = clip
+
+
+class LateClipping(PrivateOptimizer):
+    """Clips the mean of the batch, not the user."""
+
+    def clip_and_accumulate(self) -> None:
+        """Average first."""
+        users = max(len(self.grad_samples[0]), 1)
+        mean = [sample.sum(dim=0) / users for sample in self.grad_samples]
+        norm = torch.cat([gradient.flatten() for gradient in mean]).norm()
+        factor = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * users
+        for parameter, gradient in zip(self.params, mean, strict=True):
+            before = 0.0 if parameter.summed_grad is None else parameter.summed_grad
+            parameter.summed_grad = before + gradient * factor
+
+
+class StaleNoise(PrivateOptimizer):
+    """Draws the same noise in each step."""
+
+    def add_noise(self) -> None:
+        """The first step's randomness, again."""
+        self._randomness = SeededRandomness(1, "stale")
+        super().add_noise()
+
+
+class Bursting(PrivateOptimizer):
+    """Overflows in the third step of all; `counter` counts them over rounds, so each test makes a class of its own."""
+
+    counter: Iterator[int]
+
+    def add_noise(self) -> None:
+        """Infinite, once."""
+        super().add_noise()
+        if next(self.counter) == 2:
+            for parameter in self.params:
+                parameter.grad.fill_(math.inf)
+
+
+@contextmanager
+def served(optimizer: type[PrivateOptimizer]) -> Iterator[None]:
+    """Train with another optimizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "PrivateOptimizer", optimizer)
+        yield
