@@ -1,42 +1,42 @@
 """Compose what was done into an epsilon, and write events down in an encoding that lasts.
 
     event = decode_event('{"count":5,"kind":"poisson-gaussian","noise":1.9,"rate":0.05,"v":1}')
-    spent = epsilon([event, event], delta=1e-6)
+    spending = Spending.of([event, event]).plus(gaussian(20.0))
+    spent = epsilon(spending, delta=1e-6)
 
 Events are `dp_accounting.DpEvent` objects, taken as they are. The number is the tight
 privacy-loss-distribution accountant's (PLD), pessimistic by construction. Equal events are
 merged before they are composed: composition commutes, so this changes nothing but speed, and
 it makes a plan and the sum of its rounds the *same* computation, to the last bit.
 
-Encoding, version 1: one JSON object, keys sorted. Kinds are never removed and never change
-meaning.
+Encoding, version 1 (docs/event-encoding.md): one JSON object, keys sorted. Kinds are never removed and never
+change meaning.
 
 | kind               | fields        | meaning                                                     |
 |--------------------|---------------|-------------------------------------------------------------|
 | `none`             |               | a function of public data only                              |
 | `gaussian`         | noise, count  | noise stddev / L2 sensitivity, `count` times                |
 | `poisson-gaussian` | rate, ...     | the same on a batch in which each user is with chance `rate` |
-
-References: Koskela, Jälkö and Honkela, "Computing tight differential privacy guarantees using
-FFT", AISTATS 2020; Doroshenko et al., "Connect the Dots", PoPETs 2022 (the discretisation used).
 """
 
 import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import dp_accounting
 from dp_accounting import DpEvent
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 
 from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.losses import LADDER, Part, affordable, compose, epsilon_of, lost_mass
 
-FINE = 1e-4
-"""Discretisation interval of every epsilon that is reported or enforced."""
-COARSE = 5e-3
-"""Discretisation interval for a quick bound that is never below the fine one."""
+FINE = LADDER[0]
+"""Discretisation interval of every epsilon that is reported or enforced: 0.0001."""
+COARSE = LADDER[2]
+"""Discretisation interval for a quick bound that is never below the fine one: 0.005."""
 
 LEAST_NOISE = 0.02
 """Below this noise multiplier nothing is proven: epsilon would be in the thousands, and its grid fills a memory."""
@@ -75,57 +75,162 @@ def poisson_gaussian(sample_rate: float, noise_multiplier: float, count: int) ->
     )
 
 
-def epsilon(events: Iterable[DpEvent], delta: float, *, interval: float = FINE) -> float:
+@dataclass(frozen=True)
+class Spending:
+    """Everything that was ever released, with equal events merged: what an epsilon is computed from.
+
+        spending = Spending.of(events).plus(event)
+
+    A value: two of them are equal, and cost the same to the last bit, however their events were ordered and grouped.
+    Adding an event takes time in the number of *distinct* mechanisms, not of events.
+
+    Attributes:
+        parts: Sorted (sampling rate, noise multiplier, count), no two with the same rate and noise; a rate of 1 is
+            no sampling. Public releases are not in it.
+
+    >>> Spending().plus(gaussian(20.0)).plus(NOTHING).plus(gaussian(20.0, 4)).parts
+    ((1.0, 20.0, 5),)
+    """
+
+    parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is not merged: it would be a second value for the same events.
+
+        Raises:
+            ValueError: If parts are unsorted, repeated or impossible.
+        """
+        keys = [part[:2] for part in self.parts]
+        if keys != sorted(set(keys)):
+            raise ValueError(f"parts must be sorted by rate and noise, each once, got {self.parts}")
+        for rate, noise, count in self.parts:
+            _check(noise, count)
+            if not 0 < rate <= 1:
+                raise ValueError(f"sample rate must be in (0, 1], got {rate}")
+
+    @classmethod
+    def of(cls, events: Iterable[DpEvent]) -> Self:
+        """Merge events.
+
+        Raises:
+            ValueError: If one of them cannot be accounted for.
+        """
+        return cls._merged((event, 1) for event in events)
+
+    @classmethod
+    def of_texts(cls, counted: Mapping[str, int]) -> Self:
+        """Merge encoded events, each with how often it occurs: what a database's GROUP BY gives.
+
+        Raises:
+            ValueError: If a text is not a version 1 event, or a number of times is not at least 1.
+        """
+        for text, times in counted.items():
+            if times < 1:
+                raise ValueError(f"an event must occur at least once, got {times} times {text!r}")
+        return cls._merged((decode_event(text), times) for text, times in counted.items())
+
+    @classmethod
+    def _merged(cls, events: Iterable[tuple[DpEvent, int]]) -> Self:
+        counted: Counter[tuple[float, float]] = Counter()
+        for event, times in events:
+            kind, rate, noise, count = _parts(event)
+            if kind != "none":
+                counted[rate, noise] += count * times
+        return cls(tuple(sorted((*key, count) for key, count in counted.items())))
+
+    def plus(self, event: DpEvent) -> "Spending":
+        """With one event more.
+
+        Raises:
+            ValueError: If it cannot be accounted for.
+        """
+        return self.and_also(Spending.of([event]))
+
+    def and_also(self, other: "Spending") -> "Spending":
+        """Both together: all that is known to whoever saw both."""
+        counted: Counter[tuple[float, float]] = Counter()
+        for rate, noise, count in (*self.parts, *other.parts):
+            counted[rate, noise] += count
+        return Spending(tuple(sorted((*key, count) for key, count in counted.items())))
+
+    def times(self, number: int) -> "Spending":
+        """All of it so many times.
+
+        Raises:
+            ValueError: If the number is not at least 1.
+        """
+        return Spending(tuple((rate, noise, count * number) for rate, noise, count in self.parts))
+
+    @property
+    def count(self) -> int:
+        """Releases in it, each step of an update for itself."""
+        return sum(part[2] for part in self.parts)
+
+    @property
+    def events(self) -> tuple[DpEvent, ...]:
+        """One merged event for each mechanism, for another accountant."""
+        return tuple(
+            gaussian(noise, count) if rate == 1 else poisson_gaussian(rate, noise, count)
+            for rate, noise, count in self.parts
+        )
+
+
+def epsilon(spent: Spending | Iterable[DpEvent], delta: float, *, interval: float = FINE) -> float:
     """Smallest epsilon that the PLD accountant proves for all events together.
 
     Args:
-        events: Made by this module.
+        spent: A spending, or events made by this module.
         delta: In (0, 1).
-        interval: Grid of the discretised privacy loss. `COARSE` is ten times faster and never says less.
+        interval: Grid of the discretised privacy loss. `COARSE` is much faster and never says less. Where the grid
+            asked for would not fit (`losses.MOST_POINTS`: hundreds of mechanisms, or an epsilon in the hundreds),
+            the next coarser one is used.
 
     Returns:
         Epsilon; 0 for no events, infinity where nothing can be proven (as for noise below `LEAST_NOISE`).
 
+    Raises:
+        ValueError: If delta is outside its range, or an event cannot be accounted for.
+
     Guarantees:
-        - Never below the true epsilon of the composition (discretisation rounds up), at either interval.
+        - Never below the true epsilon of the composition (discretisation rounds up), at any interval; above it by
+          `losses.grid_error` at most.
         - Order and grouping of equal events do not matter, to the last bit.
         - More events never give less.
     """
-    counted: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        kind, rate, noise, count = _parts(event)
-        if kind != "none":
-            counted[rate, noise] += count
-    return _epsilon(tuple(sorted((*key, count) for key, count in counted.items())), delta, interval)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be in (0, 1), got {delta}")
+    return _epsilon(_spending(spent).parts, delta, interval)
 
 
-def fits(events: Iterable[DpEvent], budget: PrivacyBudget) -> bool:
+def fits(spent: Spending | Iterable[DpEvent], budget: PrivacyBudget) -> bool:
     """Whether all events together stay within a budget.
 
     The coarse grid answers when there is clearly room (it never says less than the fine one), the fine
     grid decides the rest.
     """
-    events = tuple(events)
+    spent = _spending(spent)
     return (
-        epsilon(events, budget.delta, interval=COARSE) <= budget.epsilon
-        or epsilon(events, budget.delta) <= budget.epsilon
+        epsilon(spent, budget.delta, interval=COARSE) <= budget.epsilon
+        or epsilon(spent, budget.delta) <= budget.epsilon
     )
 
 
+def _spending(spent: Spending | Iterable[DpEvent]) -> Spending:
+    return spent if isinstance(spent, Spending) else Spending.of(spent)
+
+
 @functools.lru_cache(maxsize=4096)
-def _epsilon(parts: tuple[tuple[float, float, int], ...], delta: float, interval: float) -> float:
+def _epsilon(parts: tuple[Part, ...], delta: float, interval: float) -> float:
     if not parts:
         return 0.0
     if min(noise for _, noise, _ in parts) < LEAST_NOISE:
         return math.inf
-    first, *others = (_loss(rate, noise, interval).self_compose(count) for rate, noise, count in parts)
-    return float(functools.reduce(PrivacyLossDistribution.compose, others, first).get_epsilon_for_delta(delta))
-
-
-@functools.lru_cache(maxsize=64)
-def _loss(rate: float, noise: float, interval: float) -> PrivacyLossDistribution:
-    """Privacy loss of one Gaussian release on a Poisson sample; building it is the slow part."""
-    return from_gaussian_mechanism(noise, value_discretization_interval=interval, sampling_prob=rate)
+    grid = affordable(parts, interval)
+    if grid is None:
+        return math.inf
+    # Rounding errors of the transform may differ from grid to grid. Each coarser one gives up that much of delta.
+    delta -= 2 * lost_mass(parts) * sum(finer < grid for finer in LADDER)
+    return max(epsilon_of(loss, delta, interval=grid) for loss in compose(parts, grid)) if delta > 0 else math.inf
 
 
 def encode_event(event: DpEvent) -> str:

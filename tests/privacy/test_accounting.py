@@ -6,22 +6,25 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import dp_accounting
+import numpy as np
 import pytest
-from dp_accounting import DpEvent
+from dp_accounting import DpEvent, NeighboringRelation
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants import GaussianAccountant, PRVAccountant, RDPAccountant
+from opacus.accountants.accountant import IAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from isthmus.privacy import accounting
+from isthmus.privacy import accounting, losses
 from isthmus.privacy.accounting import (
     COARSE,
     FINE,
     NOTHING,
-    decode_event,
+    Spending,
     encode_event,
     epsilon,
     fits,
@@ -53,6 +56,11 @@ EVENTS = st.one_of(
 def closed_form(noise_multiplier: float, delta: float) -> float:
     """Exact epsilon of one Gaussian release (Balle and Wang, ICML 2018, theorem 8)."""
     return float(brentq(functools.partial(_excess, noise_multiplier, delta), 0, 100))
+
+
+def closed_form_large(noise_multiplier: float) -> float:
+    """The same, by the library, in logarithms."""
+    return float(dp_accounting.get_epsilon_gaussian(noise_multiplier, DELTA))
 
 
 def _excess(noise: float, delta: float, eps: float) -> float:
@@ -124,7 +132,7 @@ def test_epsilon_is_the_figure_that_dp_accounting_gives() -> None:
     """The library's own PLD accountant, on the same grid, says the same for one kind of event."""
     for events in CASES[:2]:
         spent = PLDAccountant(value_discretization_interval=FINE).compose(events[0]).get_epsilon(DELTA)
-        assert epsilon(events, DELTA) == pytest.approx(float(spent), abs=1e-9)
+        assert epsilon(events, DELTA) == pytest.approx(float(spent), abs=1e-7)  # a rounding allowance of ours
 
 
 def test_mixed_events_cost_what_dp_accounting_says() -> None:
@@ -135,12 +143,79 @@ def test_mixed_events_cost_what_dp_accounting_says() -> None:
         assert epsilon(events, DELTA, interval=1e-3) == pytest.approx(float(spent), abs=1e-3)
 
 
+def opacus(kind: type[IAccountant], rate: float, noise: float, steps: int) -> float:
+    """Epsilon of DP-SGD by one of Opacus' accountants."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # orders that it cannot use; that GDP may underestimate, which is the point
+        accountant = kind()
+        accountant.history = [(noise, rate, steps)]
+        return float(accountant.get_epsilon(DELTA))
+
+
 def test_the_measured_figures_of_the_design_hold() -> None:
-    """1.8282 by PLD and 2.1014 by RDP at q .01; epsilon 4 at q .05 takes noise 1.8868."""
-    assert epsilon(CASES[0], DELTA) == pytest.approx(1.8282, abs=1e-4)
+    """1,000 steps, q .01, noise 1: PLD 1.8282 (ours), RDP 2.1014 (two libraries), PRV 1.8384, GDP 1.6177 (too low)."""
+    spent = epsilon(CASES[0], DELTA)
+    assert spent == pytest.approx(1.8282, abs=1e-4)
     assert renyi(CASES[0], DELTA) == pytest.approx(2.1014, abs=1e-3)
-    assert epsilon(CASES[1], DELTA) == pytest.approx(4.0, abs=1e-3)
-    assert epsilon(CASES[1], DELTA) <= 4.0
+    assert opacus(RDPAccountant, 0.01, 1.0, 1000) == pytest.approx(2.1014, abs=1e-3)
+    prv = opacus(PRVAccountant, 0.01, 1.0, 1000)
+    assert prv == pytest.approx(1.8384, abs=1e-3)
+    assert spent - 0.01 <= prv <= spent + 2 * 0.01 + 1e-3  # PRV promises 0.01 either way and reports its upper end
+    gdp = opacus(GaussianAccountant, 0.01, 1.0, 1000)
+    assert gdp == pytest.approx(1.6177, abs=1e-3)
+    assert gdp < optimistic(CASES[0], DELTA)
+
+
+def test_epsilon_4_takes_less_noise_by_pld_than_by_renyi() -> None:
+    """1,000 steps at q .05: noise 1.8868 by PLD, 2.0092 by RDP, found by bisection with either."""
+    noises = [
+        brentq(
+            lambda noise, accountant=by: accountant([poisson_gaussian(0.05, noise, 1000)], DELTA) - 4,
+            1.8,
+            2.1,
+            xtol=1e-5,
+        )
+        for by in (epsilon, renyi)
+    ]
+    assert noises == [pytest.approx(1.8868, abs=2e-4), pytest.approx(2.0092, abs=2e-4)]
+    assert (
+        epsilon([poisson_gaussian(0.05, 1.887, 1000)], DELTA)
+        <= 4.0
+        < epsilon([poisson_gaussian(0.05, 1.886, 1000)], DELTA)
+    )
+
+
+def test_replacing_a_user_is_dearer_than_adding_one() -> None:
+    """2.84 against 1.83, by the library: the adjacency that the documents name is the one that is counted."""
+    replaced = PLDAccountant(NeighboringRelation.REPLACE_ONE, value_discretization_interval=1e-3)
+    assert float(replaced.compose(CASES[0][0]).get_epsilon(DELTA)) == pytest.approx(2.84, abs=5e-3)
+    assert epsilon(CASES[0], DELTA) == pytest.approx(1.83, abs=5e-3)
+
+
+def loss_by_sampling(rate: float, noise: float, count: int, *, eps: float, removed: bool) -> tuple[float, float]:
+    """Delta at an epsilon and its standard error, from 50,000 sampled sums of losses: no grid, no transform."""
+    rng = np.random.default_rng(7)
+    total = np.zeros(50_000)
+    for _ in range(count):
+        present = (rng.random(total.size) < rate) if removed else np.zeros(total.size, dtype=bool)
+        seen = rng.normal(present * 1.0, noise)
+        ratio = np.log1p(rate * np.expm1((2 * seen - 1) / (2 * noise**2)))  # with the user / without
+        total += ratio if removed else -ratio
+    over = np.maximum(-np.expm1(np.minimum(eps - total, 0)), 0)
+    return float(over.mean()), float(over.std() / math.sqrt(over.size))
+
+
+@pytest.mark.parametrize(("rate", "noise", "count"), [(0.1, 1.0, 30), (0.3, 2.0, 20)])
+def test_sampled_losses_confirm_the_number(rate: float, noise: float, count: int) -> None:
+    """At the epsilon for delta .01 the sampled delta is .01 (4 standard errors); half the rate or count is caught."""
+    spent = epsilon([poisson_gaussian(rate, noise, count)], 0.01)
+    sampled = [loss_by_sampling(rate, noise, count, eps=spent, removed=removed) for removed in (True, False)]
+    delta, error = max(sampled)
+    assert abs(delta - 0.01) < 4 * error
+    for mutant in (poisson_gaussian(rate / 2, noise, count), poisson_gaussian(rate, noise, count // 2)):
+        low = epsilon([mutant], 0.01)
+        delta, error = max(loss_by_sampling(rate, noise, count, eps=low, removed=removed) for removed in (True, False))
+        assert delta > 0.01 + 8 * error
 
 
 @pytest.mark.parametrize("events", CASES)
@@ -230,72 +305,34 @@ def test_nothing_costs_nothing() -> None:
     assert epsilon([], DELTA) == epsilon([NOTHING, NOTHING], DELTA) == 0.0
 
 
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-9, math.nan])
+def test_a_delta_outside_its_range_is_refused(delta: float) -> None:
+    """An epsilon at delta 0 or 1 is not one."""
+    with pytest.raises(ValueError, match="delta must be in"):
+        epsilon(CASES[0], delta)
+
+
+@pytest.mark.slow
+def test_hundreds_of_mechanisms_get_a_coarser_grid_that_never_says_less() -> None:
+    """250 mechanisms do not fit on the fine grid; 1,000 more releases never make the epsilon fall back to it."""
+    many = [poisson_gaussian(0.005 + 1e-4 * i, 1.0 + 0.013 * i, 40) for i in range(250)]
+    spending = Spending.of(many)
+    assert losses.affordable(spending.parts, FINE) == 1e-3
+    before = Spending.of(many[:100])
+    assert losses.affordable(before.parts, FINE) == FINE
+    spent = epsilon(spending, 1e-6)
+    assert epsilon(before, 1e-6, interval=1e-3) < spent <= epsilon(spending, 1e-6, interval=COARSE)
+    assert spent <= epsilon(spending.plus(gaussian(50.0, 1000)), 1e-6)
+
+
 def test_hardly_any_noise_is_infinitely_dear() -> None:
     """Below the least noise nothing is proven: an infinity at once, in place of a grid that fills the memory."""
     for noise in (1e-9, 0.0199):
         assert epsilon([gaussian(noise)], DELTA) == math.inf
         assert not fits([poisson_gaussian(0.01, noise, 1), gaussian(20.0)], PrivacyBudget(1e6, DELTA))
-    assert math.isfinite(epsilon([gaussian(accounting.LEAST_NOISE * 2)], DELTA, interval=COARSE))
-
-
-@given(
-    event=st.one_of(
-        st.just(NOTHING),
-        st.builds(gaussian, st.floats(1e-3, 1e6), st.integers(1, 10**9)),
-        st.builds(poisson_gaussian, st.floats(1e-12, 1.0), st.floats(1e-3, 1e6), st.integers(1, 10**9)),
-    )
-)
-def test_an_event_comes_back_from_its_text(event: DpEvent) -> None:
-    """Every number to the last bit, and the same text again."""
-    text = encode_event(event)
-    assert decode_event(text) == event
-    assert encode_event(decode_event(text)) == text
-
-
-def test_version_1_texts_keep_their_meaning() -> None:
-    """What is written in ledgers today is read for ever: these lines must never change."""
-    assert decode_event('{"kind":"none","v":1}') == NOTHING
-    assert encode_event(gaussian(20.0)) == '{"count":1,"kind":"gaussian","noise":20.0,"v":1}'
-    steps = '{"count":5,"kind":"poisson-gaussian","noise":1.9,"rate":0.05,"v":1}'
-    assert encode_event(poisson_gaussian(0.05, 1.9, 5)) == steps
-    assert decode_event(steps) == dp_accounting.SelfComposedDpEvent(
-        dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(1.9)), 5
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "not json",
-        "[]",
-        "7",
-        "null",
-        "{}",
-        '{"kind":"none"}',
-        '{"kind":"none","v":2}',
-        '{"kind":"laplace","noise":1.0,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"v":1}',
-        '{"kind":"gaussian","noise":null,"count":1,"v":1}',
-        '{"kind":"gaussian","noise":0.0,"count":1,"v":1}',
-        '{"kind":"gaussian","noise":-1.0,"count":1,"v":1}',
-        '{"kind":"gaussian","noise":NaN,"count":1,"v":1}',
-        '{"kind":"gaussian","noise":Infinity,"count":1,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"count":0,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"count":-3,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"count":1.9,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"count":true,"v":1}',
-        '{"kind":"gaussian","noise":1.0,"count":"4","v":1}',
-        '{"kind":"poisson-gaussian","noise":1.0,"count":1,"v":1}',
-        '{"kind":"poisson-gaussian","noise":1.0,"count":1,"rate":0.0,"v":1}',
-        '{"kind":"poisson-gaussian","noise":1.0,"count":1,"rate":1.5,"v":1}',
-        '{"kind":"poisson-gaussian","noise":1.0,"count":1,"rate":NaN,"v":1}',
-    ],
-)
-def test_a_text_that_is_no_version_1_event_is_refused(text: str) -> None:
-    """Unknown kinds and versions, missing fields and impossible numbers: never guessed, never rounded down."""
-    with pytest.raises(ValueError, match="not an event of encoding version 1"):
-        decode_event(text)
+    exact = closed_form_large(accounting.LEAST_NOISE * 2)
+    assert exact <= epsilon([gaussian(accounting.LEAST_NOISE * 2)], DELTA, interval=COARSE) <= exact + 1e-3
+    assert epsilon([gaussian(0.05, 10**9)], DELTA) == math.inf  # no grid is coarse enough
 
 
 @pytest.mark.parametrize(
