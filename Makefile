@@ -15,7 +15,7 @@ demo: install ## install, run the main job on the built-in demo federation, say 
 	$(BIN)/isthmus simulate
 
 test: install ## all tests, the slow ones and those on real data included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/ruff check .
