@@ -38,6 +38,19 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, _vault(context), Kind.METRIC)
 
 
+@app.query("receipt")
+def receipt(message: Message, context: Context) -> Message:
+    """Keep the receipt for the last reply of a run; answers with nothing but where the ledger stands."""
+    vault, reason = _vault(context), ""
+    try:
+        request = RoundRequest.from_records(message.content)
+        vault.keep_receipt(request.receipt)
+    except Refused as refusal:
+        reason = str(refusal)
+    reply = RoundReply(domain=vault.name, run="", round=0, refusal=reason, head=vault.head())
+    return Message(reply.to_records(), reply_to=message)
+
+
 def _vault(context: Context) -> DomainVault:
     try:
         return vault_for(context)
@@ -51,6 +64,8 @@ def _answer(message: Message, vault: DomainVault, kind: Kind) -> Message:
     try:
         request = RoundRequest.from_records(message.content)
         run, round_ = request.run, request.round
+        if request.receipt:
+            vault.keep_receipt(request.receipt)
         release = vault.release(kind, request)
         reply = RoundReply(
             domain=vault.name,
@@ -59,10 +74,18 @@ def _answer(message: Message, vault: DomainVault, kind: Kind) -> Message:
             arrays=release.payload.arrays,
             values=release.payload.values,
             epsilon=vault.epsilon(),
+            head=vault.head(),
         )
     except Refused as refusal:
         exhausted = isinstance(refusal, BudgetExhausted)
-        reply = RoundReply(domain=vault.name, run=run, round=round_, refusal=str(refusal), exhausted=exhausted)
+        reply = RoundReply(
+            domain=vault.name,
+            run=run,
+            round=round_,
+            refusal=str(refusal),
+            exhausted=exhausted,
+            head=vault.head(),
+        )
     except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
         _LOG.exception("domain %s could not answer round %d of run %r", vault.name, round_, run)
         reason = "an error in the domain; its own log says which (it may quote data, so it is not sent)"

@@ -1,6 +1,6 @@
 """How a client process reaches its domain's vault.
 
-    vault = vault_for(context)      # a DomainVault: name, release, epsilon
+    vault = vault_for(context)      # a DomainVault: name, release, epsilon, head
 
 In a simulation the vault lives in the same process and is opened once per process, from the plan that
 `isthmus simulate` wrote (one entry per Flower partition). The vault's code is imported only when it is
@@ -35,6 +35,14 @@ class DomainVault(Protocol):
 
     def epsilon(self) -> float:
         """Spent so far, over all runs."""
+        ...
+
+    def head(self) -> str:
+        """Where its ledger stands, signed."""
+        ...
+
+    def keep_receipt(self, text: str) -> None:
+        """Keep the coordinator's receipt for an earlier head, or raise `Refused` if it is none."""
         ...
 
     def close(self) -> None:

@@ -28,11 +28,14 @@ from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.errors import Refused
 from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
 from isthmus.privacy.accounting import NOTHING
-from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.entries import Charge
 from isthmus.privacy.gate import Gate, Payload, Release
-from isthmus.privacy.ledger import Charge, Ledger
+from isthmus.privacy.heads import read_receipt
+from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
+from isthmus.privacy.policy import load_policy
+from isthmus.privacy.requests import require_asker
 from isthmus.records import Kind, Recipe, RoundRequest, arrays_digest
 
 
@@ -58,11 +61,12 @@ class Vault:
     ) -> None:
         self.config = config
         self.ledger = ledger
-        self.budget = PrivacyBudget(config.privacy.epsilon, config.privacy.delta)
+        self.policy = load_policy(config)
+        self.budget = self.policy.limits.lifetime
         self._seed = seed
         self._cache = cache or default_cache_dir()
         self._threads = threads
-        self._gate = Gate(ledger=ledger, budget=self.budget)
+        self._gate = Gate(ledger=ledger, limits=self.policy.limits)
         self._busy = threading.Lock()
         self._texts: dict[str, NDArray[np.float32]] = {}
         self._training_sets: dict[str, TrainingSet] = {}
@@ -91,27 +95,61 @@ class Vault:
 
         Raises:
             BudgetExhausted: If the ledger has no room; no table was opened.
-            Refused: If the request breaks a rule of the domain.
+            Refused: If the request breaks a rule of the domain; the ledger says so from then on.
         """
         with self._busy:
-            event = {
-                Kind.CATALOGUE: lambda: NOTHING,
-                Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
-                Kind.METRIC: lambda: self.plan.metric_event,
-            }[kind]()
-            compute = self._mechanism(kind, request)
-            if not self.ledger.is_charged(request.run, request.round, kind.value):
-                self.ledger.require_room([event], self.budget, what=f"the {kind} of round {request.round}")
-            charge = Charge(
-                dataset=self.data.fingerprint,
-                run=request.run,
-                round=request.round,
-                kind=kind.value,
-                request=request.digest(kind),
-                event=event,
-                private=self._seed is None,
-            )
-            return self._gate.release(charge, compute)
+            digest, asker = request.digest(kind), ""
+            try:
+                asker = require_asker(digest, coordinator=request.coordinator, signature=request.signature)
+                return self._release(kind, request, digest=digest, asker=asker)
+            except Refused as refusal:
+                self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=kind.value, coordinator=asker)
+                raise
+
+    def _release(self, kind: Kind, request: RoundRequest, *, digest: bytes, asker: str) -> Release:
+        # 1. The business unit's rules; nothing of the data is needed to refuse.
+        self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self._seed is None)
+        layers = request.arrays if kind is Kind.UPDATE else ()
+        self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
+        event = {
+            Kind.CATALOGUE: lambda: NOTHING,
+            Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
+            Kind.METRIC: lambda: self.plan.metric_event,
+        }[kind]()
+        compute = self._mechanism(kind, request)
+        # 2. Room in the ledger, before any table is opened.
+        if not self.ledger.is_charged(request.run, request.round, kind.value):
+            what = f"the {kind} of round {request.round}"
+            self.ledger.require_room([event], self.policy.limits, run=request.run, what=what)
+        # 3. The gate: charge, compute, keep, hand out.
+        self.ledger.follow(self.policy.text())
+        charge = Charge(
+            dataset=self.data.fingerprint,
+            run=request.run,
+            round=request.round,
+            kind=kind.value,
+            request=digest,
+            event=event,
+            private=self._seed is None,
+            coordinator=asker,
+        )
+        return self._gate.release(charge, compute)
+
+    def head(self) -> str:
+        """Where the ledger stands, signed, as one line of text."""
+        return self.ledger.head().text()
+
+    def keep_receipt(self, text: str) -> None:
+        """Keep the coordinator's receipt for an earlier head.
+
+        Raises:
+            Refused: If it is none.
+        """
+        try:
+            receipt = read_receipt(text)
+        except ValueError as error:
+            raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
+        self.ledger.keep_receipt(receipt)
 
     def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""
@@ -217,9 +255,10 @@ class Vault:
 def open_seat(seat: dict[str, Any]) -> Vault:
     """The vault at one seat of a simulation's plan: a folder, a ledger, and how to run."""
     torch.set_num_threads(seat["threads"])
+    domain = load_domain(seat["folder"])
     return Vault(
-        load_domain(seat["folder"]),
-        ledger=Ledger(seat["ledger"]),
+        domain,
+        ledger=Ledger(seat["ledger"], name=domain.name),
         seed=seat["seed"],
         cache=Path(seat["cache"]),
         threads=seat["threads"],

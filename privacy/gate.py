@@ -1,6 +1,6 @@
 """The gate: the one way out of a domain.
 
-    gate = Gate(ledger=ledger, budget=budget)
+    gate = Gate(ledger=ledger, limits=limits)
     release = gate.release(charge, lambda: Payload(arrays={...}, values={...}))
 
 `Gate.release` is the only code that makes a `Release`, and a `Release` is the only thing that a
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from isthmus.errors import Refused
-from isthmus.privacy.budget import PrivacyBudget
-from isthmus.privacy.ledger import Charge, Ledger, LedgerEntry
+from isthmus.privacy.entries import Charge, LedgerEntry, Limits
+from isthmus.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,11 @@ class Gate:
 
     Attributes:
         ledger: Where every release is paid for.
-        budget: Limit over all of them.
+        limits: What all of them must fit into.
     """
 
     ledger: Ledger
-    budget: PrivacyBudget
+    limits: Limits
 
     def release(self, charge: Charge, compute: Callable[[], Payload]) -> Release:
         """Pay for a release, compute it, keep it, hand it out.
@@ -80,13 +80,18 @@ class Gate:
         Guarantees:
             - `compute` runs only after the charge is durable.
             - What is returned was kept before it was returned: asked again, the same bytes come back.
-            - A payload with a NaN or an infinity is refused; it stays paid for.
+            - A payload with a NaN or an infinity is refused, and so is whoever asks again; it stays paid for.
         """
-        entry = self.ledger.charge(charge, self.budget)  # 1. pay, durably
+        entry = self.ledger.charge(charge, self.limits)  # 1. pay, durably
         kept = self.ledger.kept_release(entry)
         if kept is None:
             payload = compute()  # 2. compute
-            kept = self.ledger.keep_release(entry, _pack(payload))  # 3. keep
+            try:
+                packed = _pack(payload)
+            except Refused as refusal:
+                self.ledger.withhold(entry, str(refusal))
+                raise
+            kept = self.ledger.keep_release(entry, packed)  # 3. keep
         return Release(_unpack(kept), entry, made_by=_GATE_ONLY)  # 4. hand out
 
 
@@ -99,7 +104,8 @@ def _pack(payload: Payload) -> bytes:
         tensors[f"value/{name}"] = np.array([value], dtype=np.float64)
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise Refused(f"{name.partition('/')[2]!r} is not finite, so it does not leave; its cost stays charged")
+            what = name.partition("/")[2]
+            raise Refused(f"{what!r} is not finite, so it does not leave; its cost stays charged", rule="finite")
     return bytes(save(tensors))
 
 

@@ -1,248 +1,266 @@
 """The books of one data set: what was released from it, over all runs, and what that cost.
 
-    ledger = Ledger("books/ledger.db")
-    entry = ledger.charge(charge, budget)      # written and synced, or BudgetExhausted
-    ledger.keep_release(entry, payload)        # before the payload leaves
+    ledger = Ledger("books/ledger.db", name="books")
+    entry = ledger.charge(charge, Limits(lifetime=budget))     # written and synced, or BudgetExhausted
+    ledger.keep_release(entry, payload)                        # before the payload leaves
     ledger.epsilon(delta=1e-6)
 
-One SQLite file (write-ahead log, synchronous FULL) beside the data, shared by every run on it.
-All entries count, whatever run made them and whatever the data set's fingerprint was at the
-time: a data set that grew still holds the same people.
+A signed chain (`isthmus.privacy.chain`) beside the data, shared by every run on it. All charges count,
+whatever run made them and whatever the data set's fingerprint was at the time: a data set that grew still
+holds the same people.
 
-A charge is written before anything is computed. The finished release is kept here before it
-leaves, so a repeated request gets the same bytes, which costs nothing, and a charge without a
-release is known to have released nothing: the same request may then be worked on again
-under the charge it already paid.
+A charge is written before anything is computed. The finished release is kept here before it leaves, so a
+repeated request gets the same bytes, which costs nothing, and a charge without a release is known to have
+released nothing: the same request may then be worked on again under the charge it already paid.
 """
 
-import datetime as dt
-import sqlite3
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from dp_accounting import DpEvent
 
 import isthmus
 from isthmus.errors import BudgetExhausted, Refused, RunError
-from isthmus.privacy.accounting import decode_event, encode_event, epsilon, fits
-from isthmus.privacy.budget import PrivacyBudget
-
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    time TEXT NOT NULL,
-    dataset BLOB NOT NULL,
-    run TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    request BLOB NOT NULL,
-    event TEXT NOT NULL,
-    private INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    UNIQUE (run, round, kind)
-) STRICT;
-CREATE TABLE IF NOT EXISTS releases (
-    seq INTEGER PRIMARY KEY REFERENCES entries (seq),
-    payload BLOB
-) STRICT;
-COMMIT;
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Charge:
-    """One release that somebody asks for.
-
-    Attributes:
-        dataset: Fingerprint of the data it is computed from.
-        run: Of the federation.
-        round: Of the run, from 0.
-        kind: `update`, `metric` or `catalogue`.
-        request: Digest of everything the release will depend on besides the data.
-        event: What it costs.
-        private: False if its noise can be repeated.
-    """
-
-    dataset: bytes
-    run: str
-    round: int
-    kind: str
-    request: bytes
-    event: DpEvent
-    private: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerEntry:
-    """One line of the books.
-
-    Attributes:
-        seq: Position in the ledger, from 1.
-        time: When it was written, UTC, ISO 8601.
-        charge: What was charged.
-        version: Of Isthmus that wrote it.
-        released: Whether the finished release was kept, i.e. may have left.
-    """
-
-    seq: int
-    time: str
-    charge: Charge
-    version: str
-    released: bool
+from isthmus.privacy.accounting import Spending, encode_event, epsilon, fits
+from isthmus.privacy.custody import open_chain
+from isthmus.privacy.entries import Charge, LedgerEntry, Limits, entry_of, read_event, require_same
+from isthmus.privacy.examination import compare_heads, examine, read_receipts
+from isthmus.privacy.heads import Head, Receipt, read_head
+from isthmus.privacy.keys import Secret, secret_from_environment
+from isthmus.privacy.lines import Charged, PolicyInForce, RefusedLine, Released, Withheld, one_line
+from isthmus.privacy.links import KIND, ROUND, RUN, TYPE, Link
+from isthmus.privacy.program import code_hash
 
 
 class Ledger:
     """The ledger of one data set.
 
     Args:
-        path: Of the SQLite file; made if absent.
+        path: Of the SQLite file; made, with its keys, if absent.
+        name: Of the domain, for the first line of a new ledger.
+        secret: Opens its keys; the environment's where absent.
 
     Raises:
-        RunError: If the file is not a ledger.
+        RunError: If the file is not a ledger, was tampered with, or its keys cannot be opened.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, name: str = "", secret: Secret | None = None) -> None:
         self.path = Path(path)
+        self.chain = open_chain(
+            self.path,
+            owner="domain",
+            name=name or self.path.resolve().parent.name,
+            secret=secret or secret_from_environment(),
+        )
+        self._seen: Link | None = None
+        self._spent = Spending()
+        self._spent_by_run: dict[str, Spending] = {}
+        self._policy: str | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)
-            is_new = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
-            if not is_new:
-                self._db.execute(f"{_SELECT} LIMIT 0")  # a database of something else has no such columns
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            if is_new:
-                self._db.executescript(_SCHEMA)
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise RunError(
-                f"{self.path}: cannot be used as a ledger: {error}. Restore it from a backup; "
-                f"starting a new one would forget what was spent."
-            ) from None
+            self._require_sound()
+            self._catch_up()
+        except RunError:
+            self.close()
+            raise
 
-    def charge(self, charge: Charge, budget: PrivacyBudget) -> LedgerEntry:
+    def charge(self, charge: Charge, limits: Limits) -> LedgerEntry:
         """Write a charge down, if there is room for it.
 
-        The check and the entry are one transaction: of two processes that race for the last of a budget,
+        The check and the line are one transaction: of two processes that race for the last of a budget,
         one wins. A charge that was already written for the same request is returned as it is.
 
         Args:
             charge: What is asked for.
-            budget: Limit over everything in this ledger.
+            limits: What it must fit into.
 
         Returns:
             The entry, synced to disk.
 
         Raises:
-            BudgetExhausted: If all entries and this charge together exceed the budget.
+            BudgetExhausted: If a limit would be exceeded.
             Refused: If another request was already charged for the same run, round and kind (a replay), or the
-                same one at another cost and nothing was released for it yet (the policy changed in between).
+                same one at another cost and nothing was released for it yet (the policy changed in between), or
+                a text holds a control character.
             RunError: If the ledger cannot be written; nothing was charged.
 
         Guarantees:
             - When this returns, the entry survives a crash of the process or the machine.
             - Epsilon of all entries, by the PLD accountant, never exceeds a budget under which each was charged.
         """
-        with self._transaction():
+        with self.chain.transaction():
             existing = self._find(charge.run, charge.round, charge.kind)
             if existing is not None:
-                if existing.charge.request != charge.request:
-                    raise Refused(
-                        f"round {charge.round} of run {charge.run!r} already asked for another {charge.kind}: "
-                        f"request {existing.charge.request.hex()[:12]}, now {charge.request.hex()[:12]}. "
-                        f"A round is answered once; start a new run to ask something else."
-                    )
-                paid = (encode_event(existing.charge.event), existing.charge.private)
-                if not existing.released and paid != (encode_event(charge.event), charge.private):
-                    raise Refused(
-                        f"the {charge.kind} of round {charge.round} of run {charge.run!r} was charged as {paid[0]} "
-                        f"(private: {paid[1]}) and would now be {encode_event(charge.event)} (private: "
-                        f"{charge.private}). Go back to the policy and seed it was charged under, or start a new run."
-                    )
+                require_same(existing, charge)
                 return existing
-            self.require_room([charge.event], budget, what=f"the {charge.kind} of round {charge.round}")
-            row = self._db.execute(
-                "INSERT INTO entries (time, dataset, run, round, kind, request, event, private, version) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq, time",
-                (
-                    dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-                    charge.dataset,
-                    charge.run,
-                    charge.round,
-                    charge.kind,
-                    charge.request,
-                    encode_event(charge.event),
-                    int(charge.private),
-                    isthmus.__version__,
-                ),
-            ).fetchone()
-        return LedgerEntry(seq=row[0], time=row[1], charge=charge, version=isthmus.__version__, released=False)
+            what = f"the {charge.kind} of round {charge.round}"
+            self._require_room([charge.event], limits, run=charge.run, what=what)
+            self._follow()  # another process may have followed another policy meanwhile
+            try:
+                line = self.chain.append(
+                    Charged,
+                    {
+                        "dataset": self.chain.keys.fingerprint(charge.dataset).hex(),
+                        "run": charge.run,
+                        "round": charge.round,
+                        "kind": charge.kind,
+                        "request": charge.request.hex(),
+                        "event": encode_event(charge.event),
+                        "private": charge.private,
+                        "version": isthmus.__version__,
+                        "code": code_hash(),
+                        "policy": self._policy_in_force(),
+                        "coordinator": charge.coordinator,
+                    },
+                )
+            except ValueError as error:
+                raise Refused(f"this cannot be written into a ledger: {one_line(str(error))}", rule="text") from None
+        return entry_of(line, outcome=None)
 
-    def require_room(self, asked: Sequence[DpEvent], budget: PrivacyBudget, *, what: str) -> None:
+    def require_room(self, asked: Sequence[DpEvent], limits: Limits, *, run: str, what: str) -> None:
         """Refuse what would overspend, without writing anything.
 
         Args:
             asked: Events that are to come.
-            budget: Limit over everything in this ledger.
+            limits: What they must fit into.
+            run: That they belong to.
             what: The asker's words for them.
 
         Raises:
-            BudgetExhausted: If all entries and these events together exceed the budget.
+            BudgetExhausted: If a limit would be exceeded.
         """
-        events = [entry.charge.event for entry in self.entries()]
-        if not fits([*events, *asked], budget):
-            raise BudgetExhausted(
-                f"epsilon {epsilon(events, budget.delta):.3f} of {budget.epsilon:g} is spent (delta {budget.delta:g}); "
-                f"{what} would bring it to {epsilon([*events, *asked], budget.delta):.3f}. Nothing was read or "
-                f"trained. Raise `epsilon` in domain.toml, or do without."
-            )
+        with self.chain.lock:
+            self._require_room(asked, limits, run=run, what=what)
 
     def keep_release(self, entry: LedgerEntry, payload: bytes) -> bytes:
         """Keep a finished release before it leaves, and forget the payloads of the run's earlier rounds.
 
         Returns:
             The payload that may leave: the one kept first, if another process was faster.
+
+        Raises:
+            Refused: If it was withheld, or released and forgotten since.
         """
-        with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO releases (seq, payload) VALUES (?, ?)", (entry.seq, payload))
-            self._db.execute(
-                "UPDATE releases SET payload = NULL WHERE seq IN "
-                "(SELECT seq FROM entries WHERE run = ? AND kind = ? AND round < ?)",
-                (entry.charge.run, entry.charge.kind, entry.charge.round),
-            )
+        with self.chain.transaction():
+            line = self.chain.line(entry.seq)
+            if not isinstance(line, Charged):
+                raise RunError(f"{self.path}: line {entry.seq} charges nothing, so no release belongs to it")
+            if self._outcome(entry.seq) is None:
+                digest = hashlib.sha256(payload).hexdigest()
+                self.chain.append(Released, {"charge": entry.seq, "payload": digest})
+                self.chain.db.execute(
+                    "INSERT INTO releases (seq, run, kind, round, payload) VALUES (?, ?, ?, ?, ?)",
+                    (line.seq, line.run, line.kind, line.round, payload),
+                )
+                self.chain.db.execute(
+                    "DELETE FROM releases WHERE run = ? AND kind = ? AND round < ?", (line.run, line.kind, line.round)
+                )
         return self.kept_release(entry) or payload
 
     def kept_release(self, entry: LedgerEntry) -> bytes | None:
         """The payload that was kept for an entry, if any.
 
         Raises:
-            Refused: If it was released and has been forgotten since, because a later round followed.
+            Refused: If it was withheld, or was released and has been forgotten since, because a later round followed.
+            RunError: If it is not the one that was kept.
         """
-        row = self._db.execute("SELECT payload FROM releases WHERE seq = ?", (entry.seq,)).fetchone()
-        if row is None:
+        with self.chain.lock:
+            outcome = self._outcome(entry.seq)
+            row = self.chain.db.execute("SELECT payload FROM releases WHERE seq = ?", (entry.seq,)).fetchone()
+        if outcome is None:
             return None
-        if row[0] is None:
-            raise Refused(
-                f"round {entry.charge.round} of run {entry.charge.run!r} was answered and a later one followed; "
-                f"it is not answered again."
-            )
+        about = f"round {entry.round} of run {entry.run!r}"
+        if isinstance(outcome, Withheld):
+            raise Refused(f"{about} was computed and did not leave ({outcome.reason}); it is not computed again")
+        if row is None:
+            raise Refused(f"{about} was answered and a later one followed; it is not answered again.", rule="replay")
+        if hashlib.sha256(row[0]).hexdigest() != outcome.payload:
+            raise RunError(f"{self.path}: the kept release of line {entry.seq} was changed; restore the ledger")
         return bytes(row[0])
+
+    def withhold(self, entry: LedgerEntry, reason: str) -> None:
+        """Write down that what was computed for an entry does not leave, now or later; it stays paid for."""
+        with self.chain.transaction():
+            if self._outcome(entry.seq) is None:
+                self.chain.append(Withheld, {"charge": entry.seq, "reason": one_line(reason)})
+
+    def refuse(self, refusal: Refused, *, run: str, round_: int, kind: str, coordinator: str = "") -> None:
+        """Write down that a rule said no; the same rule about the same question is written once."""
+        fields = {"run": one_line(run), "round": round_, "kind": one_line(kind), "rule": one_line(refusal.rule)}
+        with self.chain.transaction():
+            known = self.chain.db.execute(
+                f"SELECT 1 FROM chain WHERE {TYPE} = 'refused' AND {RUN} = ? AND {ROUND} = ? AND {KIND} = ? "  # noqa: S608
+                f"AND json_extract(body, '$.rule') = ?",
+                tuple(fields.values()),
+            ).fetchone()
+            if known is None:
+                asked = one_line(refusal.asked or str(refusal))
+                more = {"asked": asked, "limit": one_line(refusal.limit), "coordinator": coordinator}
+                self.chain.append(RefusedLine, {**fields, **more})
+
+    def follow(self, policy: str) -> None:
+        """Write down the policy in force, where it is another one than before.
+
+        Args:
+            policy: As canonical JSON.
+        """
+        self._policy = policy
+        with self.chain.transaction():
+            self._follow()
+
+    def head(self) -> Head:
+        """Where the ledger stands, signed, for others to keep."""
+        return self.chain.head()
+
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Keep the coordinator's word that it received a head.
+
+        Raises:
+            Refused: If the head is not one of this ledger, or says of it what it does not hold: either it was cut, or
+                replaced by an older copy, or somebody made the head up. The receipt is not kept.
+        """
+        head = read_head(receipt.head)
+        if head.ledger != self.chain.ledger:
+            raise Refused(f"the receipt is about ledger {head.ledger[:16]}, not about this one", rule="receipt")
+        with self.chain.transaction():
+            if not self.chain.holds(head):
+                raise Refused(
+                    f"the receipt shows line {head.seq} of this ledger as {head.digest[:16]}, which it does not hold; "
+                    f"if it was restored from an older copy, bring back the newest one",
+                    rule="receipt",
+                    asked=f"line {head.seq} is {head.digest}",
+                )
+            self.chain.db.execute(
+                "INSERT OR IGNORE INTO receipts (seq, text) VALUES (?, ?)", (head.seq, receipt.text())
+            )
 
     def is_charged(self, run: str, round_: int, kind: str) -> bool:
         """Whether this question was already paid for."""
-        return self._find(run, round_, kind) is not None
+        with self.chain.lock:
+            return self._find(run, round_, kind) is not None
 
     def entries(self) -> Iterator[LedgerEntry]:
-        """All entries, oldest first.
+        """All charges, oldest first.
 
         Raises:
             RunError: If one of them cannot be read; it is never skipped.
         """
-        for row in self._db.execute(f"{_SELECT} ORDER BY entries.seq"):
-            yield self._entry(row)
+        lines = [self.chain.read(link) for link in self.chain.links()]
+        outcomes = {line.charge: line for line in lines if isinstance(line, Released | Withheld)}
+        for line in lines:
+            if isinstance(line, Charged):
+                yield entry_of(line, outcomes.get(line.seq))
+
+    def unsent(self) -> list[LedgerEntry]:
+        """What was charged, and neither released nor withheld: a process died in between."""
+        return [entry for entry in self.entries() if not entry.released and not entry.withheld]
+
+    def spending(self) -> Spending:
+        """Everything that was ever charged."""
+        with self.chain.lock:
+            self._catch_up()
+            return self._spent
 
     def epsilon(self, delta: float, *, upto: int | None = None, without_run: str | None = None) -> float:
         """Epsilon of everything charged so far, over all runs, by the PLD accountant.
@@ -252,72 +270,119 @@ class Ledger:
             upto: Only entries with this sequence number or a lower one.
             without_run: Leave this run's entries out.
         """
+        if upto is None and without_run is None:
+            return epsilon(self.spending(), delta)
         return epsilon(
-            (
-                entry.charge.event
-                for entry in self.entries()
-                if (upto is None or entry.seq <= upto) and entry.charge.run != without_run
-            ),
-            delta,
+            (e.event for e in self.entries() if (upto is None or e.seq <= upto) and e.run != without_run), delta
         )
 
     def backup(self, target: Path) -> None:
         """Copy the ledger to another file, consistently, while it is in use."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy = sqlite3.connect(target)
-        try:
-            self._db.backup(copy)
-        finally:
-            copy.close()
+        self.chain.backup(target)
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        self.chain.close()
+
+    def _require_room(self, asked: Sequence[DpEvent], limits: Limits, *, run: str, what: str) -> None:
+        self._catch_up()
+        for spent, budget, scope in (
+            (self._spent, limits.lifetime, "over all runs"),
+            (self._spent_by_run.get(run, Spending()), limits.run, f"in run {run!r}"),
+        ):
+            then = functools.reduce(Spending.plus, asked, spent)
+            if budget is None or fits(then, budget):
+                continue
+            before, after = epsilon(spent, budget.delta), epsilon(then, budget.delta)
+            raise BudgetExhausted(
+                f"epsilon {before:.3f} of {budget.epsilon:g} is spent {scope} (delta {budget.delta:g}); "
+                f"{what} would bring it to {after:.3f}. Nothing was read or trained. Raise the limit "
+                f"(`epsilon` in domain.toml, or the policy's), or do without.",
+                rule="budget" if budget is limits.lifetime else "run-budget",
+                asked=f"epsilon {after:.4f}",
+                limit=f"epsilon {budget.epsilon:g} at delta {budget.delta:g}",
+            )
+
+    def _require_sound(self) -> None:
+        """Refuse a chain that is not what its owner wrote, or that ends before what it was last seen to hold."""
+        links = list(self.chain.links())
+        # Each digest covers all lines before it, so the last receipt stands for all of them.
+        texts = self.chain.db.execute("SELECT text FROM receipts ORDER BY seq DESC LIMIT 1").fetchall()
+        receipts, broken = read_receipts(text for (text,) in texts)
+        shown = compare_heads(links, [read_head(receipt.head) for receipt in receipts])
+        findings = [finding for finding in (*examine(links), *broken, *shown) if finding.rule != "revoked"]
+        if not findings:
+            return
+        first, listed = findings[0], f"({len(findings)} findings; `isthmus verify` lists them)"
+        where = f"line {first.line}: " if first.line else ""
+        if all(finding.rule in {"form", "event"} for finding in findings):
+            raise RunError(
+                f"{self.path}: line {first.line} cannot be read: {first.text} {listed}. Use the version of Isthmus "
+                f"that wrote it, or restore the ledger's newest sound copy."
+            )
+        raise RunError(
+            f"{self.path}: this ledger was changed by somebody else: {where}{first.text} {listed}. "
+            f"Restore its newest sound copy."
+        )
+
+    def _catch_up(self) -> None:
+        """Add up what was written since the last look, by this process or another."""
+        links = self.chain.links(after=self._seen.seq - 1 if self._seen else 0)
+        if self._seen is not None and next(links, None) != self._seen:
+            raise RunError(
+                f"{self.path}: line {self._seen.seq} is not what it was when this process read it; the ledger was "
+                f"changed by somebody else. Restore its newest sound copy."
+            )
+        for link in links:
+            line = self.chain.read(link)
+            if isinstance(line, Charged):
+                event = _decoded(line, self.path)
+                self._spent = self._spent.plus(event)
+                self._spent_by_run[line.run] = self._spent_by_run.get(line.run, Spending()).plus(event)
+            self._seen = link
 
     def _find(self, run: str, round_: int, kind: str) -> LedgerEntry | None:
-        row = self._db.execute(f"{_SELECT} WHERE run = ? AND round = ? AND kind = ?", (run, round_, kind)).fetchone()
-        return None if row is None else self._entry(row)
+        for text in (run, kind):
+            if not text.isprintable():
+                raise Refused(f"{one_line(text)!r:.80}: such characters cannot be written into a ledger", rule="text")
+        row = self.chain.db.execute(
+            f"SELECT seq FROM chain WHERE {TYPE} = 'charged' AND {RUN} = ? AND {ROUND} = ? AND {KIND} = ?",  # noqa: S608
+            (run, round_, kind),
+        ).fetchone()
+        if row is None:
+            return None
+        line = self.chain.line(row[0])
+        assert isinstance(line, Charged)  # noqa: S101 - what the query asked for
+        return entry_of(line, self._outcome(line.seq))
 
-    def _entry(self, row: tuple[int, str, bytes, str, int, str, bytes, str, int, str, int]) -> LedgerEntry:
-        seq, time, dataset, run, round_, kind, request, event, private, version, released = row
-        try:
-            decoded = decode_event(event)
-        except ValueError as error:
-            raise RunError(
-                f"{self.path}: entry {seq} cannot be read: {error}. It was written by Isthmus {version}, this is "
-                f"{isthmus.__version__}; use a version that knows it, or restore the ledger from a backup."
-            ) from None
-        charge = Charge(
-            dataset=dataset,
-            run=run,
-            round=round_,
-            kind=kind,
-            request=request,
-            event=decoded,
-            private=bool(private),
-        )
-        return LedgerEntry(seq=seq, time=time, charge=charge, version=version, released=bool(released))
+    def _outcome(self, seq: int) -> Released | Withheld | None:
+        row = self.chain.db.execute(
+            f"SELECT seq FROM chain WHERE {TYPE} IN ('released', 'withheld') "  # noqa: S608
+            f"AND json_extract(body, '$.charge') = ?",
+            (seq,),
+        ).fetchone()
+        line = None if row is None else self.chain.line(row[0])
+        return line if isinstance(line, Released | Withheld) else None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of it, synced, or nothing."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk may have ended it already
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.OperationalError as error:
-            raise RunError(
-                f"{self.path}: the ledger cannot be written: {error}. Nothing leaves without it; make room on the "
-                f"disk or end what holds the file, and ask again."
-            ) from None
+    def _follow(self) -> None:
+        """Inside a transaction: the last policy line is the policy that this process follows."""
+        if self._policy is not None:
+            digest = hashlib.sha256(self._policy.encode()).hexdigest()
+            if self._policy_in_force() != digest:
+                self.chain.append(PolicyInForce, {"digest": digest, "text": self._policy})
+
+    def _policy_in_force(self) -> str:
+        row = self.chain.db.execute(
+            f"SELECT json_extract(body, '$.digest') FROM chain WHERE {TYPE} = 'policy' ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        ).fetchone()
+        return "" if row is None else str(row[0])
 
 
-_SELECT = (
-    "SELECT entries.seq, time, dataset, run, round, kind, request, event, private, version, releases.seq IS NOT NULL "
-    "FROM entries LEFT JOIN releases ON releases.seq = entries.seq"
-)
+def _decoded(line: Charged, path: Path) -> DpEvent:
+    try:
+        return read_event(line.event)
+    except ValueError as error:
+        raise RunError(
+            f"{path}: line {line.seq} cannot be read: {error}. It was written by Isthmus {line.version}, this is "
+            f"{isthmus.__version__}; use a version that knows it, or restore the ledger from a backup."
+        ) from None

@@ -4,8 +4,8 @@
     app = make_app(listener)     # for a simulation that wants to watch
 
 The same object runs on the in-process grid, on Ray and on a SuperLink. The run configuration holds
-`federation` (a file), `folder` (of the run), `run` (its id), `rounds`, and `seed`: -1 for a run whose
-first backbone is drawn freshly.
+`federation` (a file), `folder` (of the run), `heads` (the coordinator's log), `run` (its id), `rounds`, and
+`seed`: -1 for a run whose first backbone is drawn freshly.
 """
 
 import functools
@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from isthmus.config import load_federation
 from isthmus.errors import RunError
 from isthmus.server.checkpoint import RunState
+from isthmus.server.heads import HeadLog
 from isthmus.server.loop import Listener, run_rounds
 
 
@@ -40,13 +41,18 @@ def _main(listener: Listener, grid: Grid, context: Context) -> None:
     try:
         federation = load_federation(str(settings["federation"]))
         run, folder = str(settings["run"]), Path(str(settings["folder"]))
+        log = Path(str(settings["heads"]))
         rounds, seed = int(settings["rounds"]), int(settings["seed"])
     except KeyError as error:
         raise RunError(f"the run configuration lacks {error}; start a run with `isthmus simulate`") from None
     except ValueError as error:
         raise RunError(f"the run configuration's `rounds` and `seed` must be whole numbers: {error}") from None
     federation = federation.model_copy(update={"seed": None if seed < 0 else seed})
-    run_rounds(grid, federation, run=run, rounds=rounds, folder=folder, listener=listener)
+    heads = HeadLog(log)
+    try:
+        run_rounds(grid, federation, run=run, rounds=rounds, folder=folder, heads=heads, listener=listener)
+    finally:
+        heads.close()
 
 
 app = make_app()

@@ -24,6 +24,7 @@ from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import IsthmusError, Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
+from isthmus.privacy.requests import sign_request
 from isthmus.records import (
     Arrays,
     Kind,
@@ -37,6 +38,7 @@ from isthmus.records import (
     to_array_record,
 )
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
+from isthmus.server.heads import HeadLog
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import OK, Guarded, mean_update
 
@@ -47,7 +49,14 @@ Listener = Callable[[RunState], None]
 
 
 def run_rounds(  # noqa: PLR0913 - keyword-only
-    grid: Grid, federation: FederationConfig, *, run: str, rounds: int, folder: Path, listener: Listener
+    grid: Grid,
+    federation: FederationConfig,
+    *,
+    run: str,
+    rounds: int,
+    folder: Path,
+    heads: HeadLog,
+    listener: Listener,
 ) -> RunState:
     """Run a federation to its last round, from wherever an earlier process left off.
 
@@ -57,41 +66,53 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         run: Id of the run.
         rounds: Last round.
         folder: Where the checkpoint lives.
+        heads: Where the domains' ledgers stood is noted there; its keys sign the requests.
         listener: Told about progress.
 
     Raises:
         RunError: If no domain answers, or the checkpoint is another run's.
     """
     # 1. Meet the domains: their names, and the moments of their public text.
-    roster, moments = _introduce(grid, federation, run)
+    roster, moments, receipts = _introduce(grid, federation, run, heads)
     checkpoint = folder / "checkpoint.safetensors"
     state = load_checkpoint(checkpoint, run=run, digest=federation.digest())
     if state is None:
         state = _first_state(federation, moments, run)
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
-    strategy = make_strategy(federation.strategy, run=run, roster=roster)
+    strategy = make_strategy(federation.strategy, run=run, roster=roster, keys=heads.keys)
+    strategy.receipts = receipts
     restore_strategy(strategy, state.strategy)
     listener(state)
-    # 2. The whitening goes along with every request: a domain may have missed the earlier ones.
+    # 2. The whitening goes along with the first request, and again to whoever did not answer the one before.
     strategy.whitening = to_array_record(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
-        state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_))
+        state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_), heads)
         save_checkpoint(checkpoint, state)
         listener(state)
         if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
             break  # nobody has anything left to give; asking again changes nothing
+    # 5. Receipts for the last replies; nothing is asked any more.
+    ask = RoundRequest(run=run, round=state.round, recipe=recipe)
+    grid.send_and_receive(
+        [
+            Message(replace(ask, receipt=receipt).to_records(), node, f"{MessageType.QUERY}.receipt")
+            for node, receipt in strategy.receipts.items()
+        ]
+    )
     return state
 
 
-def _one_round(
-    grid: Grid, federation: FederationConfig, strategy: Guarded, recipe: Recipe, state: RunState
+def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
+    grid: Grid, federation: FederationConfig, strategy: Guarded, recipe: Recipe, state: RunState, heads: HeadLog
 ) -> RunState:
     """Train, aggregate, perhaps evaluate: the state after round `state.round`."""
     ask = RoundRequest(run=state.run, round=state.round, recipe=recipe)
     before = to_array_record(state.arrays)
     # 3. Ask every domain for an update; average what passes validation.
-    state, replies = _exchange(grid, strategy.configure_train(state.round, before, ask.config(), grid), state)
+    questions = strategy.configure_train(state.round, before, ask.config(), grid)
+    state, replies = _exchange(grid, questions, state)
+    _note(replies, strategy, heads)
     after, _ = strategy.aggregate_train(state.round, replies)
     outcomes = strategy.outcomes
     arrays = state.arrays if after is None else _float32(after)
@@ -102,6 +123,7 @@ def _one_round(
     if every and state.round % every == 0 and after is not None:
         questions = strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid)
         state, replies = _exchange(grid, questions, state)
+        _note(replies, strategy, heads)
         metrics = strategy.aggregate_evaluate(state.round, replies)
         record = replace(record, evaluations=strategy.outcomes)
         if metrics is not None:
@@ -120,14 +142,33 @@ def _exchange(grid: Grid, messages: Iterable[Message], state: RunState) -> tuple
     return replace(state, bytes_down=state.bytes_down + down, bytes_up=state.bytes_up + up), replies
 
 
-def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict[int, str], dict[str, TextMoments]]:
-    """Ask every node who it is and for its public text moments; (node to name, name to moments)."""
+def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None:
+    """Note where the ledgers stand, and have a receipt ready for each domain's next request."""
+    for message in replies:
+        node = message.metadata.src_node_id
+        if not message.has_content() or node not in strategy.roster:
+            continue
+        try:
+            reply = RoundReply.from_records(message.content)
+            strategy.receipts[node] = heads.note(reply, domain=strategy.roster[node])
+        except Refused as refusal:  # of the reply itself, the strategy says why
+            strategy.receipts.pop(node, None)
+            _LOG.warning("no receipt: %s", refusal)
+
+
+def _introduce(
+    grid: Grid, federation: FederationConfig, run: str, heads: HeadLog
+) -> tuple[dict[int, str], dict[str, TextMoments], dict[int, str]]:
+    """Ask every node who it is and for its public text moments; (node to name, name to moments, node to receipt)."""
     request = RoundRequest(run=run, round=0, recipe=recipe_of(federation, ""))
+    signature = sign_request(request.digest(Kind.CATALOGUE), heads.keys)
+    request = replace(request, coordinator=heads.keys.public.hex(), signature=signature)
     messages = [
         Message(request.to_records(), node, f"{MessageType.QUERY}.{Kind.CATALOGUE}") for node in grid.get_node_ids()
     ]
     roster: dict[int, str] = {}
     moments: dict[str, TextMoments] = {}
+    receipts: dict[int, str] = {}
     refusals = []
     for message in grid.send_and_receive(messages):
         if message.has_error():
@@ -139,12 +180,13 @@ def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict
                 raise Refused(f"{reply.domain}: {reply.refusal}")
             if reply.domain in moments:
                 raise Refused(f"two nodes say they are {reply.domain!r}")
-            moments[reply.domain] = TextMoments(
+            found = TextMoments(
                 count=int(reply.values["count"]),
                 mean=reply.arrays["mean"].astype(np.float64),
                 second=reply.arrays["second"].astype(np.float64),
             )
-            roster[message.metadata.src_node_id] = reply.domain
+            receipts[message.metadata.src_node_id] = heads.note(reply, domain=reply.domain)
+            moments[reply.domain], roster[message.metadata.src_node_id] = found, reply.domain
         except IsthmusError as error:
             refusals.append(str(error))
         except (KeyError, ValueError, OverflowError) as error:
@@ -153,7 +195,7 @@ def _introduce(grid: Grid, federation: FederationConfig, run: str) -> tuple[dict
         _LOG.warning("did not join the run: %s", refusal)
     if not roster:
         raise RunError("no domain joined the run: " + ("; ".join(refusals) or "no node is connected"))
-    return roster, moments
+    return roster, moments, receipts
 
 
 def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], run: str) -> RunState:

@@ -1,6 +1,6 @@
 """From the name in a federation file to a guarded Flower strategy, and its state to and from disk.
 
-    strategy = make_strategy(config.strategy, run="r1", roster={2: "books"})
+    strategy = make_strategy(config.strategy, run="r1", roster={2: "books"}, keys=keys)
     state = strategy_state(strategy)          # goes into a checkpoint
     restore_strategy(strategy, state)
 
@@ -13,9 +13,11 @@
 
 from collections.abc import Mapping
 
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 
 from isthmus.config import StrategyConfig, StrategyName
+from isthmus.privacy.keys import Keys
 from isthmus.records import Arrays
 from isthmus.strategies.guarded import Guarded
 
@@ -32,13 +34,14 @@ class GuardedFedProx(Guarded, FedProx):
     """FedProx behind our validation."""
 
 
-def make_strategy(config: StrategyConfig, *, run: str, roster: Mapping[int, str]) -> Guarded:
+def make_strategy(config: StrategyConfig, *, run: str, roster: Mapping[int, str], keys: Keys) -> Guarded:
     """The strategy that a federation file names.
 
     Args:
         config: Of the federation.
         run: Id of the run.
         roster: Name of the domain behind each node.
+        keys: The coordinator's.
     """
     strategy: Guarded
     if config.name is StrategyName.FEDADAM:
@@ -55,6 +58,8 @@ def make_strategy(config: StrategyConfig, *, run: str, roster: Mapping[int, str]
     strategy.weights = dict(config.weights)
     strategy.max_update_norm = config.max_update_norm
     strategy.outcomes = {}
+    strategy.keys, strategy.receipts = keys, {}
+    strategy.whitening, strategy.informed = ArrayRecord(), set()
     return strategy
 
 

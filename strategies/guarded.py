@@ -19,7 +19,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from isthmus.errors import BudgetExhausted, ReplyRefused
-from isthmus.records import ARRAYS, WHITENING, Arrays, RoundReply, from_array_record, to_array_record
+from isthmus.privacy.keys import Keys
+from isthmus.privacy.requests import sign_request
+from isthmus.records import (
+    ARRAYS,
+    CONFIG,
+    WHITENING,
+    Arrays,
+    Kind,
+    RoundReply,
+    RoundRequest,
+    from_array_record,
+    to_array_record,
+)
 from isthmus.strategies.validation import ReplyJudge
 
 OK, REFUSED, EXHAUSTED, FAILED = "ok", "refused", "budget exhausted", "error"
@@ -48,7 +60,10 @@ class Guarded(FedAvg):
         roster: Name of the domain behind each node.
         weights: Declared public weight of each domain; 1 where absent.
         max_update_norm: Largest L2 norm of an accepted update.
-        whitening: Sent along with requests while it is not None.
+        whitening: Sent along to every node whose last answer was not accepted: it may not have it.
+        informed: Nodes whose last answer was accepted.
+        keys: The coordinator's; sign every request.
+        receipts: For the head of each node's last reply; sent along with its next request.
         outcomes: Of the last round's replies, by domain.
     """
 
@@ -56,7 +71,10 @@ class Guarded(FedAvg):
     roster: Mapping[int, str]
     weights: Mapping[str, float]
     max_update_norm: float
-    whitening: ArrayRecord | None = None
+    whitening: ArrayRecord
+    informed: set[int]
+    keys: Keys
+    receipts: dict[int, str]
     outcomes: dict[str, Outcome]
 
     def configure_train(
@@ -64,14 +82,14 @@ class Guarded(FedAvg):
     ) -> Iterable[Message]:
         """Ask every domain for an update of the shared parameters."""
         self._shared = from_array_record(arrays)
-        return self._with_whitening(super().configure_train(server_round, arrays, config, grid))
+        return self._addressed(super().configure_train(server_round, arrays, config, grid), Kind.UPDATE)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every domain for a noisy evaluation."""
         self._shared = from_array_record(arrays)
-        return self._with_whitening(super().configure_evaluate(server_round, arrays, config, grid))
+        return self._addressed(super().configure_evaluate(server_round, arrays, config, grid), Kind.METRIC)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -143,13 +161,23 @@ class Guarded(FedAvg):
             else:
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
+        self.informed = {message.metadata.src_node_id for message, _ in accepted.values()}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 
-    def _with_whitening(self, messages: Iterable[Message]) -> list[Message]:
+    def _addressed(self, messages: Iterable[Message], kind: Kind) -> list[Message]:
+        """The same question to every domain, signed; each with the receipt for its last reply."""
         messages = [message for message in messages if message.metadata.dst_node_id in self.roster]
-        if self.whitening is not None:
-            for message in messages:
+        if not messages:
+            return []
+        asked = messages[0].content  # Flower sends one record to all
+        signature = sign_request(RoundRequest.from_records(asked).digest(kind), self.keys)
+        for message in messages:
+            config = ConfigRecord(dict(asked.config_records[CONFIG]))
+            config["coordinator"], config["signature"] = self.keys.public.hex(), signature
+            config["receipt"] = self.receipts.get(message.metadata.dst_node_id, "")
+            message.content = RecordDict({ARRAYS: asked.array_records[ARRAYS], CONFIG: config})
+            if message.metadata.dst_node_id not in self.informed:
                 message.content[WHITENING] = self.whitening
         return messages
 

@@ -6,7 +6,7 @@
 Encoder `hash:64`, a handful of users, the cache in the test's own folder: nothing is shared and nothing is slow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,14 @@ class TinyFederation:
             + (f"\n[strategy.weights]\n{declared}\n" if weights else "")
         )
         return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Key files that are made on first use are made in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture

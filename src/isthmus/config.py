@@ -9,33 +9,17 @@ a privacy guarantee (`PrivacyPolicy`) live in the domain's file and nowhere else
 file cannot lower them, because a coordinator's words are not covered by any signature.
 """
 
-import difflib
 import enum
 import hashlib
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from isthmus.errors import ConfigError
+from isthmus.settings import Section, read_settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A name that is safe in a path, a message and a log line."""
-
-
-class Section(BaseModel):
-    """Base of every table of a configuration file: frozen, no unknown keys, no coercion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TableFormat(enum.StrEnum):
@@ -143,8 +127,8 @@ class PrivacyPolicy(Section):
         sample_rate: Probability that a user is in a batch (Poisson), in (0, 1].
         expected_batch: Divisor of a summed gradient, in users. A public constant, never a count.
         steps_per_round: Noisy gradient steps in one round.
-        rounds: Rounds for which the noise is calibrated. A run that asks for more is refused.
-        evaluations: How many noisy evaluations may be released.
+        rounds: Rounds for which the noise is calibrated; with that noise, epsilon is spent when they are over.
+        evaluations: Noisy evaluations for which the noise is calibrated; with 0, none is released.
         metric_noise_multiplier: Noise standard deviation of an evaluation / its L2 sensitivity.
     """
 
@@ -336,9 +320,6 @@ class FederationConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_Model = TypeVar("_Model", bound=Section)
-
-
 def load_domain(path: str | Path) -> DomainConfig:
     """Read a domain's configuration.
 
@@ -351,7 +332,7 @@ def load_domain(path: str | Path) -> DomainConfig:
     file = Path(path)
     if file.is_dir():
         file = file / "domain.toml"
-    return _load(file, DomainConfig)
+    return read_settings(file, DomainConfig)
 
 
 def load_federation(path: str | Path) -> FederationConfig:
@@ -360,51 +341,4 @@ def load_federation(path: str | Path) -> FederationConfig:
     Raises:
         ConfigError: If the file is absent or any key or value in it is wrong.
     """
-    return _load(Path(path), FederationConfig)
-
-
-def _load(file: Path, model: type[_Model]) -> _Model:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file. `isthmus demo DIR` writes a federation to start from.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    if "folder" in raw:
-        raise ConfigError(f"{file}: unknown key `folder`")
-    try:
-        loaded = model.model_validate({**raw, "folder": file.resolve().parent})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(file, model, problem) for problem in error.errors())) from None
-    return loaded
-
-
-def _explain(file: Path, model: type[Section], problem: Any) -> str:
-    """One line for one thing that is wrong: file, key, rule, value, way out."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_at(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        return f"{file}: unknown key `{key}`{hint} Valid keys: {', '.join(valid)}."
-    if problem["type"] == "missing":
-        return f"{file}: key `{key}` is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    seen = problem["input"]
-    shown = "" if isinstance(seen, dict) else f", got {seen!r}"
-    where = f"`{key}`: " if key else ""
-    return f"{file}: {where}{message}{shown}"
-
-
-def _keys_at(model: type[Section], path: list[str]) -> list[str]:
-    """Valid keys of the table at `path`, e.g. ["privacy"]."""
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        options = (annotation, *get_args(annotation))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return sorted(name for name in model.model_fields if name != "folder")
+    return read_settings(Path(path), FederationConfig)

@@ -6,6 +6,7 @@
     ├── RunError          a run folder, checkpoint or resume does not fit     exit 2
     └── Refused           a rule said no; nothing left the domain             exit 1
         ├── BudgetExhausted   the ledger has no room for what was asked
+        ├── PolicyRefused     the business unit's own policy forbids it
         └── ReplyRefused      the server did not accept a domain's reply
 
 A message names what was wrong, the rule, the value seen and the way out, so that the command
@@ -32,13 +33,39 @@ class RunError(IsthmusError):
 
 
 class Refused(IsthmusError):  # noqa: N818 - a refusal is an answer, not a fault
-    """A rule of the domain or of the server said no."""
+    """A rule of the domain or of the server said no.
+
+    Args:
+        message: What, why, and the way out.
+        rule: Which rule, in one word, stable.
+        asked: The value that was asked for.
+        limit: The value that the rule allows.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, rule: str = "request", asked: str = "", limit: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.asked = asked
+        self.limit = limit
 
 
 class BudgetExhausted(Refused):
     """The ledger has no room for the release that was asked for."""
+
+
+class PolicyRefused(Refused):
+    """A rule of the business unit's policy said no."""
+
+    def __init__(self, rule: str, asked: str, limit: str) -> None:
+        super().__init__(
+            f"the policy of this domain refuses {asked}: rule `{rule}` says {limit}. Ask for less, or let the "
+            f"business unit change its policy.toml.",
+            rule=rule,
+            asked=asked,
+            limit=limit,
+        )
 
 
 class ReplyRefused(Refused):

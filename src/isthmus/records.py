@@ -21,8 +21,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, Section, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, TrainingConfig
 from isthmus.errors import Refused
+from isthmus.settings import Section
 
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same."""
@@ -75,6 +76,9 @@ class RoundRequest:
         arrays: Shared parameters by name.
         whitening: Arrays of the whitening that the recipe names, where it is sent along.
         proximal_mu: FedProx's pull towards the shared parameters.
+        coordinator: Public key of who asks, hex; empty if nobody signs.
+        signature: By that key, of the request's digest, hex.
+        receipt: For the head of the domain's last reply.
     """
 
     run: str
@@ -83,6 +87,9 @@ class RoundRequest:
     arrays: Arrays = field(default_factory=dict)
     whitening: Arrays = field(default_factory=dict)
     proximal_mu: float = 0.0
+    coordinator: str = ""
+    signature: str = ""
+    receipt: str = ""
 
     def digest(self, kind: Kind) -> bytes:
         """Hash of everything that a release of this kind depends on besides the domain's data.
@@ -103,6 +110,9 @@ class RoundRequest:
         config = self.config()
         config["server-round"] = self.round
         config["proximal-mu"] = self.proximal_mu
+        config["coordinator"] = self.coordinator
+        config["signature"] = self.signature
+        config["receipt"] = self.receipt
         records = RecordDict({ARRAYS: to_array_record(self.arrays), CONFIG: config})
         if self.whitening:
             records[WHITENING] = to_array_record(self.whitening)
@@ -128,6 +138,9 @@ class RoundRequest:
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
             whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
+            coordinator=_text(config, "coordinator") if "coordinator" in config else "",
+            signature=_text(config, "signature") if "signature" in config else "",
+            receipt=_text(config, "receipt") if "receipt" in config else "",
         )
 
 
@@ -144,6 +157,7 @@ class RoundReply:
         refusal: Why there is no release; empty if there is one.
         exhausted: Whether the refusal is about the budget, so that asking again is pointless.
         epsilon: Spent by the domain so far, by its own ledger; for progress only, never for accounting.
+        head: Where the domain's ledger stands, signed by the domain.
     """
 
     domain: str
@@ -154,6 +168,7 @@ class RoundReply:
     refusal: str = ""
     exhausted: bool = False
     epsilon: float = 0.0
+    head: str = ""
 
     def to_records(self) -> RecordDict:
         """The content of a message that answers this."""
@@ -166,6 +181,7 @@ class RoundReply:
                 "refusal": self.refusal[:_LONGEST_TEXT],
                 "exhausted": self.exhausted,
                 "epsilon": self.epsilon,
+                "head": self.head,
             }
         )
         return RecordDict(
@@ -193,6 +209,7 @@ class RoundReply:
             refusal=_text(config, "refusal"),
             exhausted=_typed(config, "exhausted", bool),
             epsilon=_figure(config, "epsilon"),
+            head=_text(config, "head"),
         )
 
 

@@ -19,6 +19,12 @@ _ORDER = (
     "isthmus calibrate",
     "isthmus simulate",
     "isthmus recommend",
+    "isthmus audit",
+    "isthmus verify",
+    "isthmus budget",
+    "isthmus keys show",
+    "isthmus keys rotate",
+    "isthmus keys revoke",
 )
 
 
@@ -47,4 +53,5 @@ def test_every_example_works_as_printed(tmp_path: Path) -> None:
     assert result["federation"]["rounds"] == 2
     assert not result["federation"]["private"]  # the demo is seeded, and says so
     assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "audit.html").exists()
     assert (tmp_path / "books" / "domain.toml").exists()

@@ -28,12 +28,18 @@ def examples() -> dict[str, str]:
 def test_the_expected_verbs_are_there() -> None:
     """A verb cannot vanish from the command line unnoticed."""
     assert list(commands()) == [
+        "isthmus audit",
+        "isthmus budget",
         "isthmus calibrate",
         "isthmus demo",
         "isthmus domain check",
         "isthmus domain import",
+        "isthmus keys revoke",
+        "isthmus keys rotate",
+        "isthmus keys show",
         "isthmus recommend",
         "isthmus simulate",
+        "isthmus verify",
     ]
 
 

@@ -123,7 +123,7 @@ def test_a_reply_holds_the_release_and_nothing_else(party: Party) -> None:
         reply = party.tell(kind, content.to_records())
         assert sorted(reply.content) == ["arrays", "config", "values"]
         assert sorted(reply.content.config_records["config"]) == sorted(
-            ["protocol", "domain", "run", "server-round", "refusal", "exhausted", "epsilon"]
+            ["protocol", "domain", "run", "server-round", "refusal", "exhausted", "epsilon", "head"]
         )
         wire = message_to_proto(reply).SerializeToString()
         assert b"books-user-" not in wire

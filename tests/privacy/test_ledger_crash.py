@@ -1,4 +1,4 @@
-"""The ledger as a file: what survives kill -9 and a power cut, races of real processes, full disks and wrong files."""
+"""The ledger as a file: what survives kill -9 and a power cut, full disks and wrong files, copies."""
 
 import dataclasses
 import os
@@ -11,16 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from tests.privacy.conftest import DELTA, FORK, TWO, WIDE, charge_of, content
+from tests.privacy.conftest import DELTA, EVENT, FORK, WIDE, change, charge_of, content, fields_of, rules
 
-from isthmus.errors import BudgetExhausted, RunError
-from isthmus.privacy import ledger as module
+from isthmus.errors import RunError
 from isthmus.privacy.accounting import NOTHING, epsilon
-from isthmus.privacy.ledger import Ledger, LedgerEntry
+from isthmus.privacy.chain import Chain
+from isthmus.privacy.custody import key_path
+from isthmus.privacy.entries import Charge
+from isthmus.privacy.keys import fresh_keys, save_keys, secret_from_environment
+from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.lines import Charged
+from isthmus.privacy.links import CHAIN_TABLES, LEDGER_TABLES
+from isthmus.privacy.reading import read_ledger
 
 # Real processes are what is tested; newer Pythons warn of a fork beside the threads of a numerical library.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -28,31 +33,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
 
 
+class Endless(Chain):
+    """Mutant: a transaction stays open when it has ended."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Begin, and never commit."""
+        if not self.db.in_transaction:
+            self.db.execute("BEGIN IMMEDIATE")
+        yield
+
+
 class Unfinished(Ledger):
     """Mutant: a charge stays in an open transaction when it returns."""
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-        yield
-
-
-class Slow(Ledger):
-    """Not a mutant: a ledger that takes its time between the check and the entry, so that a race is a race."""
-
-    def require_room(self, *args: object, **kwargs: object) -> None:
-        """Check, then wait."""
-        super().require_room(*args, **kwargs)  # type: ignore[arg-type]
-        time.sleep(0.1)
-
-
-class CheckThenWrite(Slow):
-    """Mutant: the check and the entry are two transactions."""
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        yield
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.chain.__class__ = Endless
 
 
 class Unsynced(Ledger):
@@ -60,7 +57,7 @@ class Unsynced(Ledger):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self._db.execute("PRAGMA synchronous = OFF")
+        self.chain.db.execute("PRAGMA synchronous = OFF")
 
 
 # Durable before it returns.
@@ -144,50 +141,8 @@ def test_a_charge_survives_a_power_cut_once_it_returned(tmp_path: Path) -> None:
 
 def test_a_ledger_asks_for_full_durability(ledger: Ledger) -> None:
     """Write-ahead log, a sync at each commit, and releases that belong to an entry."""
-    settings = [ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
-    assert settings == ["wal", 2]
-    assert ledger._db.execute("PRAGMA foreign_keys").fetchone() == (1,)
-
-
-# Races.
-
-
-def race(kind: type[Ledger], path: Path) -> list[LedgerEntry]:
-    """Two processes ask for the last of a budget at once; the entries afterwards."""
-    first = Ledger(path)
-    first.charge(charge_of(0), TWO)
-    first.close()
-    line = FORK.Barrier(2)
-    processes = [FORK.Process(target=ask_at_once, args=(kind, path, line, number)) for number in (1, 2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    after = Ledger(path)
-    entries = list(after.entries())
-    after.close()
-    # The one that was refused says so by its exit code: 0 for an entry, 3 for a refusal.
-    assert sorted(str(p.exitcode) for p in processes) == ["0"] * (len(entries) - 1) + ["3"] * (3 - len(entries))
-    return entries
-
-
-def ask_at_once(kind: type[Ledger], path: Path, line: Barrier, number: int) -> None:
-    """Charge one round when everybody is ready."""
-    ledger = kind(path)
-    line.wait()
-    try:
-        ledger.charge(charge_of(number), TWO)
-    except BudgetExhausted:
-        sys.exit(3)
-
-
-def test_of_two_processes_that_race_for_the_last_of_a_budget_one_wins(tmp_path: Path) -> None:
-    """Eight races of real processes: one more entry each, within the budget; a check outside is caught."""
-    for number, kind in enumerate([Ledger] * 4 + [Slow] * 4):
-        entries = race(kind, tmp_path / f"{number}.db")
-        assert len(entries) == 2
-        assert epsilon([entry.charge.event for entry in entries], DELTA) <= TWO.epsilon
-    assert len(race(CheckThenWrite, tmp_path / "mutant.db")) == 3
+    names = ("journal_mode", "synchronous", "foreign_keys")
+    assert [ledger.chain.db.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == ["wal", 2, 1]
 
 
 # Files.
@@ -212,7 +167,19 @@ def a_foreign_database(path: Path) -> None:
 def a_lookalike(path: Path) -> None:
     """A table of our name with other columns."""
     with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE entries (note TEXT)")
+        db.execute("CREATE TABLE chain (note TEXT)")
+
+
+def an_empty_file(path: Path) -> None:
+    """What is left of a ledger that somebody emptied; its key is there."""
+    Ledger(path).close()
+    path.write_bytes(b"")
+
+
+def a_ledger_without_tables(path: Path) -> None:
+    """A ledger of which somebody dropped everything; its key is there."""
+    Ledger(path).close()
+    change(path, "DROP TABLE releases", "DROP TABLE receipts", "DROP TABLE chain")
 
 
 def a_cut_ledger(path: Path) -> None:
@@ -224,11 +191,15 @@ def a_cut_ledger(path: Path) -> None:
     os.truncate(path, 5000)
 
 
-@pytest.mark.parametrize("make", [a_text, a_folder, a_foreign_database, a_lookalike, a_cut_ledger])
+@pytest.mark.parametrize(
+    "make",
+    [a_text, a_folder, a_foreign_database, a_lookalike, a_cut_ledger, an_empty_file, a_ledger_without_tables],
+)
 def test_what_is_not_a_ledger_is_refused_and_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
     """One sentence with the path and the way out; the file is not touched, no new ledger replaces it."""
     path = tmp_path / "ledger.db"
     make(path)
+    save_keys(key_path(path), fresh_keys(), secret_from_environment())
     before = None if path.is_dir() else path.read_bytes()
     with pytest.raises(RunError, match=r"ledger\.db: cannot be used as a ledger: .*Restore it from a backup"):
         Ledger(path)
@@ -239,36 +210,53 @@ def test_what_is_not_a_ledger_is_refused_and_left_alone(tmp_path: Path, make: Ca
 def test_an_entry_of_a_later_version_is_refused(ledger: Ledger) -> None:
     """An event that cannot be read is never skipped: the sum would be too small."""
     ledger.charge(charge_of(), WIDE)
-    ledger._db.execute("""UPDATE entries SET event = '{"kind":"laplace","v":2}'""")
-    for use in (lambda: ledger.epsilon(DELTA), lambda: ledger.charge(charge_of(1), WIDE)):
-        with pytest.raises(RunError, match=r"ledger\.db: entry 1 cannot be read: .*version 2 is not known"):
+    with ledger.chain.transaction():  # as a later version would write it, signed and all
+        line = ledger.chain.append(Charged, {**fields_of(charge_of(1)), "event": '{"kind":"laplace","v":2}'})
+    for use in (lambda: ledger.epsilon(DELTA), lambda: ledger.charge(charge_of(2), WIDE)):
+        with pytest.raises(RunError, match=r"ledger\.db: line 3 cannot be read: .*version 2 is not known.*Isthmus 0,"):
             use()
-    assert ledger._db.execute("SELECT count(*) FROM entries").fetchone() == (1,)
+    assert ledger.chain.last().seq == line.seq == 3
+    with pytest.raises(RunError, match=r"line 3 cannot be read: .*Use the version of Isthmus that wrote it"):
+        Ledger(ledger.path)
+    assert rules(ledger.path) == {"event"}
 
 
 def test_a_full_disk_charges_nothing_and_can_be_asked_again(ledger: Ledger) -> None:
     """The charge fails in words, the file is as it was, and with room again the same request goes through."""
     ledger.charge(charge_of(), WIDE)
-    pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
-    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
-    large = dataclasses.replace(charge_of(1), dataset=bytes(100_000))
+    entry = ledger.charge(charge_of(1), WIDE)
+    pages = ledger.chain.db.execute("PRAGMA page_count").fetchone()[0]
+    ledger.chain.db.execute(f"PRAGMA max_page_count = {pages}")
+    large = [dataclasses.replace(charge_of(number), request=bytes(512)) for number in range(2, 100)]
     with pytest.raises(RunError, match=r"the ledger cannot be written: .*full.*make room on the disk"):
-        ledger.charge(large, WIDE)
-    assert len(content(ledger)) == 1
-    ledger._db.execute("PRAGMA max_page_count = 100000")
-    assert ledger.charge(large, WIDE).seq == 2
+        charge_all(ledger, large)
+    with pytest.raises(RunError, match="the ledger cannot be written"):
+        ledger.keep_release(entry, bytes(10_000))
+    fitted = len(content(ledger))
+    assert 2 <= fitted < 100
+    assert not any(known.released for known in content(ledger))
+    assert ledger.epsilon(DELTA) == epsilon([EVENT] * fitted, DELTA)
+    ledger.chain.db.execute("PRAGMA max_page_count = 100000")
+    assert ledger.charge(large[fitted - 2], WIDE).seq == fitted + 2
+    assert ledger.keep_release(entry, bytes(10_000)) == bytes(10_000)
+
+
+def charge_all(ledger: Ledger, charges: list[Charge]) -> None:
+    """One after the other."""
+    for charge in charges:
+        ledger.charge(charge, WIDE)
 
 
 def test_a_held_ledger_is_a_refusal_in_words(ledger: Ledger) -> None:
     """Another process holds the file for longer than we wait: nothing is charged."""
     other = sqlite3.connect(ledger.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    ledger._db.execute("PRAGMA busy_timeout = 50")
+    ledger.chain.db.execute("PRAGMA busy_timeout = 50")
     with pytest.raises(RunError, match="the ledger cannot be written: database is locked"):
         ledger.charge(charge_of(), WIDE)
     other.execute("ROLLBACK")
     other.close()
-    assert ledger.charge(charge_of(), WIDE).seq == 1
+    assert ledger.charge(charge_of(), WIDE).seq == 2
 
 
 def test_a_new_ledger_is_made_with_its_folder(tmp_path: Path) -> None:
@@ -296,19 +284,21 @@ def test_a_backup_is_consistent_while_the_ledger_is_in_use(ledger: Ledger, tmp_p
         for number in range(3):
             target = tmp_path / "copies" / f"{number}.db"
             busy.backup(target)
-            copies.append(Ledger(target))
+            copies.append(target)
     finally:
         process.kill()
         process.join()
     everything = list(busy.entries())
     busy.close()
     for copy in copies:
-        entries = list(copy.entries())
-        assert len(entries) >= 5
-        assert entries == everything[: len(entries)]
-        assert copy.kept_release(entry) == b"payload"
-        assert copy._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        copy.close()
+        books = read_ledger(copy)
+        assert books.findings == ()
+        assert len(books.entries) >= 5
+        assert list(books.entries) == everything[: len(books.entries)]
+        shutil.copy(key_path(ledger.path), key_path(copy))  # with its key it is a ledger again
+        again = Ledger(copy)
+        assert again.kept_release(entry) == b"payload"
+        again.close()
 
 
 def keep_charging(path: Path) -> None:
@@ -324,13 +314,40 @@ def test_a_backup_replaces_an_older_one(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(2):
         ledger.charge(charge_of(number), WIDE)
         ledger.backup(target)
-        copy = Ledger(target)
-        assert list(copy.entries()) == list(ledger.entries())
-        copy.close()
+        assert list(read_ledger(target).entries) == list(ledger.entries())
+
+
+def test_a_copy_without_its_key_is_read_and_not_written_to(ledger: Ledger, tmp_path: Path) -> None:
+    """Who has the file alone can check it, and can neither charge nor start anew; nothing appears beside it."""
+    ledger.charge(charge_of(), WIDE)
+    target = tmp_path / "copies" / "copy.db"
+    ledger.backup(target)
+    before = target.read_bytes()
+    with pytest.raises(RunError, match=r"copy\.key: the ledger's key is missing; restore it from a backup"):
+        Ledger(target)
+    assert len(read_ledger(target).entries) == 1
+    assert [file.name for file in target.parent.iterdir()] == ["copy.db"]
+    assert target.read_bytes() == before
+
+
+def test_a_backup_that_cannot_be_written_is_said_in_words(ledger: Ledger, tmp_path: Path) -> None:
+    """A folder in the way, a file that is no database: named, with the way out."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.db").write_text("not a database\n" * 100)
+    for target in (tmp_path / "folder", tmp_path / "text.db"):
+        with pytest.raises(RunError, match=rf"{target.name}: the ledger cannot be copied there: .*name another file"):
+            ledger.backup(target)
 
 
 def test_the_columns_of_the_file_are_the_documented_ones() -> None:
     """Ledgers outlive versions: a column that goes or changes its meaning would make old books unreadable."""
-    columns = re.findall(r"^    (\w+) (?:INTEGER|TEXT|BLOB)", module._SCHEMA, flags=re.MULTILINE)
-    entries = ["seq", "time", "dataset", "run", "round", "kind", "request", "event", "private", "version"]
-    assert columns == [*entries, "seq", "payload"]
+    columns = {
+        name: re.findall(r"^    (\w+) (?:INTEGER|TEXT|BLOB)", sql, flags=re.MULTILINE)
+        for sql in (*CHAIN_TABLES, *LEDGER_TABLES)
+        for name in re.findall(r"CREATE TABLE (\w+) \(\n", sql)
+    }
+    assert columns == {
+        "chain": ["seq", "body", "previous", "digest", "key", "signature"],
+        "releases": ["seq", "run", "kind", "round", "payload"],
+        "receipts": ["seq", "text"],
+    }

@@ -12,6 +12,7 @@ from isthmus.config import load_federation
 from isthmus.grid import InProcessGrid
 from isthmus.records import RoundReply, RoundRequest
 from isthmus.server.checkpoint import RunState
+from isthmus.server.heads import HeadLog
 from isthmus.server.loop import run_rounds
 
 NAMES = ("books", "games", "music")
@@ -108,5 +109,9 @@ def run_script(file: Path, script: Script, folder: Path, *, nodes: int = 2, roun
     """Run a federation file over scripted domains; the states that a listener hears, from round 0 on."""
     heard: list[RunState] = []
     with InProcessGrid(Scripted(script).app(), nodes=nodes, run_config={}) as grid:
-        run_rounds(grid, load_federation(file), run="r1", rounds=rounds, folder=folder, listener=heard.append)
+        heads = HeadLog(folder / "heads.db")
+        run_rounds(
+            grid, load_federation(file), run="r1", rounds=rounds, folder=folder, heads=heads, listener=heard.append
+        )
+        heads.close()
     return heard

@@ -34,6 +34,7 @@ class Runs:
             "simulation": str(self.plans[-1]),
             "federation": str(self.file),
             "folder": str(folder),
+            "heads": str(folder / "heads.db"),
             "run": "r1",
             "rounds": 1,
             "seed": 5,

@@ -65,7 +65,7 @@ def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path:
     assert whole.keys() == continued.keys()
     assert all(np.array_equal(whole[name], continued[name]) for name in whole)
     for name in ("books", "games"):
-        kinds = [(e.charge.kind, e.charge.round) for e in Ledger(out / "ledgers" / f"{name}.db").entries()]
+        kinds = [(e.kind, e.round) for e in Ledger(out / "ledgers" / f"{name}.db").entries()]
         assert len(kinds) == len(set(kinds)) == 1 + 4 + 2  # catalogue, updates, metrics: each paid once
 
 
@@ -76,5 +76,5 @@ def _assert_nothing_left_unpaid(out: Path, name: str) -> None:
         return
     with safe_open(checkpoint, framework="np") as file:
         finished = json.loads(file.metadata()["isthmus"].partition(" ")[2])["round"]
-    charged = {e.charge.round for e in Ledger(ledger).entries() if e.charge.kind == "update"}
+    charged = {e.round for e in Ledger(ledger).entries() if e.kind == "update"}
     assert set(range(1, finished + 1)) <= charged

@@ -1,7 +1,6 @@
 """A simulation as a whole: what it writes, that it repeats, resumes, refuses, and tells the truth about privacy."""
 
 import json
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,11 @@ from safetensors.numpy import load_file
 from tests.simulation.conftest import Factory
 
 from isthmus.errors import BudgetExhausted, DataError, RunError
+from isthmus.privacy.accounting import NOTHING
+from isthmus.privacy.budget import PrivacyBudget
+from isthmus.privacy.entries import Charge, Limits
 from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.reading import read_heads, read_ledger
 from isthmus.report.result import Result, canonical_bytes
 from isthmus.server.checkpoint import RunState
 from isthmus.simulation import prepare, run
@@ -56,9 +59,9 @@ def test_a_run_leaves_everything_that_the_manual_lists(federation: Factory, tmp_
     for name in ("books", "games"):
         assert (out / "heads" / name / "head.json").exists()
         entries = list(Ledger(out / "ledgers" / f"{name}.db").entries())
-        assert [e.charge.kind for e in entries].count("update") == result.domains[name].rounds_charged == 4
-        assert [e.charge.kind for e in entries].count("metric") == 2
-        assert not any(e.charge.private for e in entries)
+        assert [e.kind for e in entries].count("update") == result.domains[name].rounds_charged == 4
+        assert [e.kind for e in entries].count("metric") == 2
+        assert not any(e.private for e in entries)
         assert 0 < result.domains[name].epsilon <= result.domains[name].budget
         assert len(result.domains[name].releases) == len(entries)
 
@@ -118,9 +121,12 @@ def test_a_private_run_spends_from_the_ledger_beside_the_data(federation: Factor
     home = file.parent / "books" / "ledger.db"
     spent = Ledger(home).epsilon(1e-6)
     assert spent == pytest.approx(result.domains["books"].epsilon, rel=1e-5)
-    assert all(entry.charge.private for entry in Ledger(home).entries())
-    copy = Ledger(tmp_path / "first" / "ledgers" / "books.db")
-    assert [e.seq for e in copy.entries()] == [e.seq for e in Ledger(home).entries()]
+    assert all(entry.private for entry in Ledger(home).entries())
+    heads = read_heads(tmp_path / "first" / "heads.db")
+    copy = read_ledger(tmp_path / "first" / "ledgers" / "books.db", heads=heads.heads["books"])
+    assert (copy.findings, heads.findings) == ((), ())
+    assert copy.entries == tuple(Ledger(home).entries())
+    assert len(copy.receipts) == len(heads.heads["books"]) == 1 + 4 + 2  # the catalogue, four rounds, two evaluations
     for name in ("books", "games"):  # whoever opened a table now would fail otherwise
         (file.parent / name / "interactions.csv").unlink()
     with pytest.raises(BudgetExhausted, match=r"books: epsilon .* of 8 is spent"):
@@ -150,8 +156,7 @@ def test_a_broken_table_stops_the_run_before_anything_is_charged(federation: Fac
     (file.parent / "games" / "interactions.csv").write_text("user,item\nu1\n")
     with pytest.raises(DataError, match=r"interactions\.csv"):
         simulate(file, tmp_path / "out")
-    with sqlite3.connect(tmp_path / "out" / "ledgers" / "books.db") as ledger:
-        assert ledger.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+    assert read_ledger(tmp_path / "out" / "ledgers" / "books.db").entries == ()
 
 
 def test_federated_serves_what_the_head_chose(federation: Factory, tmp_path: Path) -> None:
@@ -182,3 +187,29 @@ def test_recommendations_are_unseen_items_best_first(federation: Factory, tmp_pa
         recommend_items(tmp_path / "out", domain="games", user="u0003", count=5)
     with pytest.raises(RunError, match="no domain 'toys'; it has books, games"):
         recommend_items(tmp_path / "out", domain="toys", user="u003", count=5)
+
+
+@pytest.mark.parametrize(("run_id", "words"), [(None, "worked on again"), ("lost", "it stays charged")])
+def test_the_next_start_says_what_was_charged_and_not_sent(
+    federation: Factory, tmp_path: Path, run_id: str | None, words: str
+) -> None:
+    """A charge without a release is named, with what becomes of it; nothing else is."""
+    file = federation()
+    simulation = prepare(file, out=tmp_path / "out", backend="in-process")
+    assert simulation.notes == ()
+    (books, _) = simulation.domains
+    ledger = Ledger(simulation.ledger_path(books), name="books")
+    charge = Charge(
+        dataset=b"data",
+        run=run_id or simulation.run,
+        round=0,
+        kind="catalogue",
+        request=b"request",
+        event=NOTHING,
+        private=False,
+    )
+    ledger.charge(charge, Limits(lifetime=PrivacyBudget(8.0, 1e-6)))
+    ledger.close()
+    (note,) = prepare(file, out=tmp_path / "out", backend="in-process").notes
+    assert note.startswith(f"books: the catalogue of round 0 of run {charge.run} was charged on 20")
+    assert words in note

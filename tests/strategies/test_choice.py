@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 
 from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig
 from isthmus.grid import InProcessGrid
+from isthmus.privacy.keys import fresh_keys
 from isthmus.records import Arrays, Recipe, RoundReply, RoundRequest, to_array_record
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import Guarded
@@ -34,7 +35,7 @@ def draw(seed: int) -> Arrays:
 def make(name: StrategyName, weights: Mapping[str, float] = WEIGHTS) -> Guarded:
     """A strategy over two domains."""
     config = StrategyConfig(name=name, weights=dict(weights), server_learning_rate=RATE, proximal_mu=0.25)
-    return make_strategy(config, run="r1", roster={2: "books", 3: "games"})
+    return make_strategy(config, run="r1", roster={2: "books", 3: "games"}, keys=fresh_keys())
 
 
 def one_round(strategy: Guarded, round_: int, shared: Arrays) -> Arrays:

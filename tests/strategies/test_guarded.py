@@ -12,11 +12,14 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig
+from isthmus.errors import Refused
 from isthmus.grid import InProcessGrid
+from isthmus.privacy.keys import fresh_keys
+from isthmus.privacy.requests import require_asker
 from isthmus.records import (
     ARRAYS,
-    WHITENING,
     Arrays,
+    Kind,
     Recipe,
     RoundReply,
     RoundRequest,
@@ -52,7 +55,7 @@ def start(
 ) -> tuple[Guarded, dict[str, Message]]:
     """A strategy that has asked its domains for round 3, and what it sent to whom."""
     config = StrategyConfig(name=name, weights=dict(weights or {}), max_update_norm=50.0, proximal_mu=0.5)
-    strategy = make_strategy(config, run="r1", roster=roster)
+    strategy = make_strategy(config, run="r1", roster=roster, keys=fresh_keys())
     return strategy, asked(strategy, SHARED)
 
 
@@ -258,14 +261,46 @@ def test_a_weight_of_zero_leaves_a_domain_out() -> None:
 
 
 def test_only_domains_that_introduced_themselves_are_asked() -> None:
-    """A node outside the roster gets no message; the whitening goes along while it is set."""
-    strategy, sent = start(roster={2: "books", 4: "music"})
+    """A node outside the roster gets no message."""
+    _, sent = start(roster={2: "books", 4: "music"})
     assert sorted(sent) == ["books", "music"]
-    assert all(WHITENING not in message.content for message in sent.values())
+    assert [RoundRequest.from_records(message.content).round for message in sent.values()] == [ROUND, ROUND]
+
+
+def test_the_whitening_goes_to_whoever_did_not_answer_the_last_question() -> None:
+    """To all at first; then to the one that was silent and the one that refused; then to nobody."""
+    strategy, _ = start()
     strategy.whitening = to_array_record({"mean": np.ones(2, np.float32)})
-    requests = [RoundRequest.from_records(message.content) for message in asked(strategy, SHARED).values()]
-    assert all(request.whitening["mean"].tolist() == [1.0, 1.0] for request in requests)
-    assert [request.round for request in requests] == [ROUND, ROUND]
+    sent = asked(strategy, SHARED)
+    assert with_whitening(sent) == ["books", "games", "music"]
+    refusal = RoundReply(
+        domain="games", run="r1", round=ROUND, refusal="whitening 0011 is not known here; send it along"
+    )
+    aggregate(strategy, [*answers(sent, "books"), Message(refusal.to_records(), reply_to=sent["games"])])
+    sent = asked(strategy, SHARED)
+    assert with_whitening(sent) == ["games", "music"]
+    aggregate(strategy, answers(sent, "books", "games", "music"))
+    assert with_whitening(asked(strategy, SHARED, evaluate=True)) == []
+
+
+def with_whitening(sent: Mapping[str, Message]) -> list[str]:
+    """Domains whose message holds the whitening, whole."""
+    requests = {name: RoundRequest.from_records(message.content) for name, message in sent.items()}
+    return sorted(name for name, each in requests.items() if each.whitening and each.whitening["mean"].sum() == 2)
+
+
+def test_every_request_is_signed_and_carries_its_domains_receipt() -> None:
+    """The signature is the coordinator's, of exactly this question; receipts are not mixed up."""
+    strategy, _ = start()
+    strategy.receipts = {node: f"receipt of {name}" for node, name in strategy.roster.items()}
+    for evaluate, kind, other in ((False, Kind.UPDATE, Kind.METRIC), (True, Kind.METRIC, Kind.UPDATE)):
+        for name, message in asked(strategy, SHARED, evaluate=evaluate).items():
+            request = RoundRequest.from_records(message.content)
+            signed = {"coordinator": request.coordinator, "signature": request.signature}
+            assert require_asker(request.digest(kind), **signed) == strategy.keys.public.hex()
+            with pytest.raises(Refused, match="not signed by the coordinator"):
+                require_asker(request.digest(other), **signed)
+            assert request.receipt == f"receipt of {name}"
 
 
 def evaluation(domain: str, *, gain: float, users: float, stddev: float) -> RoundReply:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from isthmus.cli.console import stdout
 from isthmus.config import Split, TableFormat, load_domain
-from isthmus.demo import write_demo
 
 domain_app = typer.Typer(
     name="domain", help="Make and check the folder that holds one domain's tables and policy.", no_args_is_help=True
@@ -25,6 +24,8 @@ def write_demo_federation(
 
     FOLDER is made; it must not exist, or be empty.
     """
+    from isthmus.demo import write_demo  # noqa: PLC0415 - loads polars
+
     file = write_demo(folder)
     stdout.print(f"{file}\nRun it: isthmus simulate {file} --out isthmus-run", markup=False, highlight=False)
 

@@ -20,8 +20,10 @@ for _switch, _value in (
 
 import typer  # noqa: E402
 
+from isthmus.cli.audit import audit, budget, verify  # noqa: E402
 from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
+from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
 from isthmus.errors import IsthmusError  # noqa: E402
 
@@ -38,7 +40,11 @@ app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shoppin
 app.command("recommend", epilog="Example: isthmus recommend --run run --domain dining --user dining-person-00003")(
     recommend
 )
+app.command("audit", epilog="Example: isthmus audit run --html run/audit.html")(audit)
+app.command("verify", epilog="Example: isthmus verify run/ledgers/shopping.db --heads run/heads.db")(verify)
+app.command("budget", epilog="Example: isthmus budget run")(budget)
 app.add_typer(domain_app)
+app.add_typer(keys_app)
 
 
 def main() -> None:

@@ -7,11 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from isthmus.cli.console import LiveWatcher, stderr, stdout
+from isthmus.cli.console import stderr, stdout
 from isthmus.cli.data import Json
 from isthmus.config import load_domain
-from isthmus.demo import write_demo
-from isthmus.privacy.plan import plan_for
 
 _DEMO = Path("isthmus-demo")
 
@@ -30,7 +28,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
 
     FEDERATION is a federation file. Without one, the built-in synthetic demo is written to isthmus-demo/ and run.
     """
-    from isthmus.report.terminal import summary_table  # noqa: PLC0415 - the rest takes seconds to import
+    from isthmus.cli.watching import LiveWatcher  # noqa: PLC0415 - these take seconds to import
+    from isthmus.demo import write_demo  # noqa: PLC0415
+    from isthmus.report.terminal import summary_table  # noqa: PLC0415
     from isthmus.simulation import Backend, prepare, run  # noqa: PLC0415
 
     if backend not in ("in-process", "ray"):
@@ -42,6 +42,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
             write_demo(_DEMO)
         stderr.print(f"no federation named: running the synthetic demo in {_DEMO}/", highlight=False)
     simulation = prepare(federation, out=out, rounds=rounds, seed=seed, backend=chosen)
+    for note in simulation.notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False)
     with LiveWatcher(simulation.domains) as watcher:
         result = run(simulation, watcher)
     if as_json:
@@ -59,6 +61,8 @@ def calibrate(
 
     DOMAIN is a domain folder, or the domain.toml in it.
     """
+    from isthmus.privacy.plan import plan_for  # noqa: PLC0415 - takes seconds to import
+
     config = load_domain(domain)
     plan = plan_for(config.privacy)
     figures = {

@@ -63,7 +63,7 @@ def methods_figure(name: str, domain: DomainResult, figure: str) -> str:
         return ""
     best = domain.transfer_gain.best_local
     told = []
-    with _canvas(WIDTH, 176) as (drawing, axes):
+    with canvas(WIDTH, 176) as (drawing, axes):
         for row, (method, title) in enumerate(METHODS.items()):
             scores = domain.test.of(method)
             low, high = scores.ndcg_ci95
@@ -78,7 +78,7 @@ def methods_figure(name: str, domain: DomainResult, figure: str) -> str:
         _rows(axes, len(METHODS), ticks=4)
         axes.set_xlabel("NDCG@10, 95% interval")
     title = f"NDCG@10 of every method in {name}"
-    return _svg(drawing, figure, title, "; ".join(told) + ".")
+    return finished(drawing, figure, title, "; ".join(told) + ".")
 
 
 def transfer_figure(result: Result, figure: str) -> str:
@@ -91,7 +91,7 @@ def transfer_figure(result: Result, figure: str) -> str:
     if not gains:
         return ""
     told = []
-    with _canvas(WIDTH, 74 + 26 * len(gains)) as (drawing, axes):
+    with canvas(WIDTH, 74 + 26 * len(gains)) as (drawing, axes):
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
         for row, (name, (gain, found)) in enumerate(gains.items()):
             mark = _OF_VERDICT[found]
@@ -102,7 +102,7 @@ def transfer_figure(result: Result, figure: str) -> str:
         axes.set_yticks(range(len(gains)), [_label(name) for name in gains])
         _rows(axes, len(gains), ticks=4 if max(map(len, gains)) <= 9 else 2)
         axes.set_xlabel("\u2190 local better \u00b7 NDCG@10 \u00b7 transfer better \u2192")
-    return _svg(drawing, figure, "Transfer gain by domain, against the best local method", "; ".join(told) + ".")
+    return finished(drawing, figure, "Transfer gain by domain, against the best local method", "; ".join(told) + ".")
 
 
 def epsilon_figure(name: str, result: Result, figure: str) -> str:
@@ -114,7 +114,7 @@ def epsilon_figure(name: str, result: Result, figure: str) -> str:
     rounds = [taken[0][0] - 1, *(number for number, _ in taken)]
     spent = [domain.epsilon_before, *(part.epsilon for _, part in taken)]
     missed = [(number, part.epsilon) for number, part in taken if part.status != "ok"]
-    with _canvas(SMALL, 168) as (drawing, axes):
+    with canvas(SMALL, 168) as (drawing, axes):
         axes.axhline(domain.budget, color=ORANGE, linestyle=(0, (5, 3)), linewidth=1.5)
         axes.plot(rounds, spent, color=BLUE, linewidth=1.8, marker="o" if len(rounds) <= 31 else "", markersize=3.5)
         if missed:
@@ -132,14 +132,14 @@ def epsilon_figure(name: str, result: Result, figure: str) -> str:
         axes.set_ylim(0, 1.22 * max(domain.budget, *spent))
         axes.set_xlabel("round")
         axes.set_ylabel("epsilon spent")
-        _ticks(axes)
+        round_ticks(axes)
     told = (
         f"Epsilon went from {numbers.epsilon(spent[0])} to {numbers.epsilon(spent[-1])} over "
         f"{numbers.plural(len(taken), 'round')}; the budget is {numbers.epsilon(domain.budget)}."
     )
     if missed:
         told += f" Crosses mark rounds without a part: {numbers.rounds([number for number, _ in missed])}."
-    return _svg(drawing, figure, f"Epsilon against rounds in {name}", told)
+    return finished(drawing, figure, f"Epsilon against rounds in {name}", told)
 
 
 def utility_figure(result: Result, figure: str) -> str:
@@ -155,7 +155,7 @@ def utility_figure(result: Result, figure: str) -> str:
     low = [gain - band for _, gain, band in measured]
     high = [gain + band for _, gain, band in measured]
     shipped = result.federation.shipped_round
-    with _canvas(WIDTH, 226) as (drawing, axes):
+    with canvas(WIDTH, 226) as (drawing, axes):
         axes.axhline(0, color=INK, linewidth=1.2)
         axes.fill_between(rounds, low, high, color=BLUE, alpha=0.18, linewidth=0)
         axes.vlines(rounds, low, high, color=BLUE, linewidth=1, alpha=0.6)
@@ -168,9 +168,9 @@ def utility_figure(result: Result, figure: str) -> str:
         axes.margins(y=0.16)
         axes.set_xlabel("round")
         axes.set_ylabel("NDCG@10 over text prior")
-        _ticks(axes)
+        round_ticks(axes)
     told = "; ".join(f"round {n}: {numbers.signed(g)}, two deviations {numbers.score(b)}" for n, g, b in measured)
-    return _svg(drawing, figure, "Released validation gain over the text prior, against rounds", told + ".")
+    return finished(drawing, figure, "Released validation gain over the text prior, against rounds", told + ".")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ def _style(salt: str) -> Iterator[None]:
 
 
 @contextmanager
-def _canvas(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
+def canvas(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure of `width` x `height` units with one plot, drawn in the report's style."""
     with _style(""):
         drawing = Figure(figsize=(width / 72, height / 72))
@@ -247,7 +247,7 @@ def _rows(axes: Axes, rows: int, *, ticks: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks))
 
 
-def _ticks(axes: Axes) -> None:
+def round_ticks(axes: Axes) -> None:
     """Axes of a plot against rounds: whole rounds, few ticks."""
     axes.grid(axis="y")
     axes.set_axisbelow(True)
@@ -261,7 +261,7 @@ def _label(name: str) -> str:
     return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "\u2026"
 
 
-def _svg(drawing: Figure, figure: str, title: str, description: str) -> str:
+def finished(drawing: Figure, figure: str, title: str, description: str) -> str:
     """The drawing as an `<svg>` element for a page: described, ids prefixed, nothing outside referred to."""
     stream = io.BytesIO()
     with _style(figure), warnings.catch_warnings():

@@ -99,7 +99,7 @@ def render_page(result: Result) -> str:
     folder = resources.files("isthmus.report")
     # Jinja's default would drop undefined names silently; autoescape is what makes untrusted names harmless.
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         name: getattr(numbers, name)
@@ -181,7 +181,7 @@ def _figure(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - text inside it is escaped by the XML writer
 
 
-def _finalize(value: Any) -> Any:
+def finalize(value: Any) -> Any:
     """Make control characters of untrusted strings visible; Jinja escapes them afterwards."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return numbers.visible(value)

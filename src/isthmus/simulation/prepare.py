@@ -8,16 +8,17 @@ read, trained or charged yet.
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
 from isthmus.durable import write_durably
-from isthmus.errors import BudgetExhausted, ConfigError, RunError
-from isthmus.privacy.budget import PrivacyBudget
+from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused, RunError
+from isthmus.privacy.entries import LedgerEntry
 from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.plan import plan_for
+from isthmus.privacy.policy import load_policy
 from isthmus.records import Kind
 
 Backend = Literal["in-process", "ray"]
@@ -35,6 +36,7 @@ class Simulation:
         run: Id of the run.
         rounds: Last round.
         backend: What carries the messages.
+        notes: What its user should know before it starts, a line each.
     """
 
     file: Path
@@ -44,6 +46,7 @@ class Simulation:
     run: str
     rounds: int
     backend: Backend
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Path:
@@ -58,6 +61,11 @@ class Simulation:
     def ledger_path(self, domain: DomainConfig) -> Path:
         """Where a domain's spending is written down in this run."""
         return domain.ledger_path if self.private else self.out / "ledgers" / f"{domain.name}.db"
+
+    @property
+    def heads_path(self) -> Path:
+        """Where the coordinator notes how far every ledger was."""
+        return self.file.parent / "heads.db" if self.private else self.out / "heads.db"
 
 
 def prepare(
@@ -76,6 +84,7 @@ def prepare(
         ConfigError: If a file is wrong.
         RunError: If the folder holds another run.
         BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
+        Refused: If a domain's policy is against the run.
     """
     federation = load_federation(file)
     if seed is not None:
@@ -100,8 +109,7 @@ def prepare(
         rounds=rounds or federation.strategy.rounds,
         backend=backend,
     )
-    _require_room(simulation)
-    return simulation
+    return replace(simulation, notes=tuple(_require_room(simulation)))
 
 
 def _run_id(out: Path, federation: FederationConfig, domains: tuple[DomainConfig, ...]) -> str:
@@ -130,15 +138,16 @@ def _run_id(out: Path, federation: FederationConfig, domains: tuple[DomainConfig
     return run
 
 
-def _require_room(simulation: Simulation) -> None:
-    """Refuse a run that would overspend anywhere, before any table is opened."""
+def _require_room(simulation: Simulation) -> list[str]:
+    """Refuse a run that would overspend anywhere, before any table is opened; what else the ledgers have to say."""
     every = simulation.federation.strategy.evaluate_every
-    problems = []
+    problems, exhausted, notes = [], False, []
     for domain in simulation.domains:
         policy, path = domain.privacy, simulation.ledger_path(domain)
-        plan = plan_for(policy)
-        ledger = Ledger(path)
+        plan, rules = plan_for(policy), load_policy(domain)
+        ledger = Ledger(path, name=domain.name)
         try:
+            rules.check_plan(plan, clip=policy.clip, private=simulation.private)
             asked = [
                 *((Kind.UPDATE, n, plan.update_event(policy.steps_per_round)) for n in range(1, simulation.rounds + 1)),
                 *(
@@ -147,15 +156,27 @@ def _require_room(simulation: Simulation) -> None:
                     if every
                 ),
             ]
+            notes += [f"{domain.name}: {_unsent(entry, simulation.run)}" for entry in ledger.unsent()]
             missing = [event for kind, n, event in asked if not ledger.is_charged(simulation.run, n, kind.value)]
             ledger.require_room(
                 missing,
-                PrivacyBudget(policy.epsilon, policy.delta),
+                rules.limits,
+                run=simulation.run,
                 what=f"{simulation.rounds} rounds (the policy was planned for {policy.rounds})",
             )
-        except BudgetExhausted as error:
+        except (BudgetExhausted, PolicyRefused) as error:
             problems.append(f"{domain.name}: {error}")
+            exhausted = exhausted or isinstance(error, BudgetExhausted)
         finally:
             ledger.close()
     if problems:
-        raise BudgetExhausted("\n".join(problems))
+        raise (BudgetExhausted if exhausted else Refused)("\n".join(problems))
+    return notes
+
+
+def _unsent(entry: LedgerEntry, run: str) -> str:
+    """What an earlier process left behind, in words."""
+    what = f"the {entry.kind} of round {entry.round} of run {entry.run} was charged on {entry.time} and never sent"
+    if entry.run == run:
+        return f"{what}; it is worked on again under the charge that was paid"
+    return f"{what}; it stays charged"

@@ -16,7 +16,7 @@ from isthmus.clients.head import Method
 from isthmus.clients.vault import Vault
 from isthmus.config import EvaluationConfig, FederationConfig
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci, summarise
-from isthmus.privacy.ledger import LedgerEntry
+from isthmus.privacy.entries import LedgerEntry
 from isthmus.records import Kind
 from isthmus.report import result as report
 from isthmus.server.checkpoint import RoundRecord, RunState
@@ -72,7 +72,7 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
 
 def _domain(vault: Vault, run: str, finished: FinishedDomain, evaluation: EvaluationConfig) -> report.DomainResult:
     policy, data = vault.config.privacy, vault.data
-    mine = [entry for entry in vault.ledger.entries() if entry.charge.run == run]
+    mine = [entry for entry in vault.ledger.entries() if entry.run == run]
     test = None
     if finished.ranks:
         test = report.Comparison(**{method.value: _scores(finished.ranks[method], evaluation) for method in Method})
@@ -82,13 +82,13 @@ def _domain(vault: Vault, run: str, finished: FinishedDomain, evaluation: Evalua
         events=data.report.events,
         test_users=len(next(iter(finished.ranks.values()), ())),
         epsilon=vault.epsilon(),
-        epsilon_before=vault.ledger.epsilon(policy.delta, without_run=run),
-        delta=policy.delta,
-        budget=policy.epsilon,
+        epsilon_before=vault.ledger.epsilon(vault.budget.delta, without_run=run),
+        delta=vault.budget.delta,
+        budget=vault.budget.epsilon,
         noise_multiplier=vault.plan.noise_multiplier,
         clip=policy.clip,
         sample_rate=policy.sample_rate,
-        rounds_charged=sum(entry.charge.kind == Kind.UPDATE for entry in mine),
+        rounds_charged=sum(entry.kind == Kind.UPDATE for entry in mine),
         releases=tuple(_release(entry, vault) for entry in mine if entry.released),
         test=test,
         transfer_gain=_gain(finished, evaluation) if test else None,
@@ -118,8 +118,8 @@ def _gain(finished: FinishedDomain, evaluation: EvaluationConfig) -> report.Tran
 
 def _release(entry: LedgerEntry, vault: Vault) -> report.ReleaseRecord:
     return report.ReleaseRecord(
-        round=entry.charge.round,
-        kind=entry.charge.kind,
+        round=entry.round,
+        kind=entry.kind,
         epsilon_after=vault.ledger.epsilon(vault.budget.delta, upto=entry.seq),
     )
 
@@ -145,5 +145,5 @@ def _round(record: RoundRecord, run: str, vaults: list[Vault]) -> report.RoundRe
 
 def _epsilon_after(vault: Vault, run: str, round_: int) -> float:
     """Epsilon once everything of a round had been charged, by the ledger and not by what the domain said."""
-    done = [entry.seq for entry in vault.ledger.entries() if entry.charge.run == run and entry.charge.round <= round_]
+    done = [entry.seq for entry in vault.ledger.entries() if entry.run == run and entry.round <= round_]
     return vault.ledger.epsilon(vault.budget.delta, upto=max(done, default=0))

@@ -28,6 +28,7 @@ from isthmus.report.page import render_report
 from isthmus.report.result import Result, read_result, write_result
 from isthmus.server.app import make_app
 from isthmus.server.checkpoint import RunState, load_checkpoint
+from isthmus.server.heads import HeadLog
 from isthmus.server.shipping import shipped_backbone
 from isthmus.simulation.prepare import Simulation
 from isthmus.simulation.result import assemble_result
@@ -93,6 +94,8 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
         render_report(result, simulation.out / "report.html")
         for vault in vaults if simulation.private else []:
             vault.ledger.backup(simulation.out / "ledgers" / f"{vault.name}.db")
+        if simulation.private:
+            _copy_heads(simulation)
     finally:
         leave_simulation(str(simulation.plan))
     return result
@@ -115,6 +118,7 @@ def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -
         "simulation": str(simulation.plan),
         "federation": str(simulation.file),
         "folder": str(simulation.out),
+        "heads": str(simulation.heads_path),
         "run": simulation.run,
         "rounds": simulation.rounds,
         "seed": -1 if seed is None else seed,
@@ -151,6 +155,12 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
         seed=federation.seed or 0,
         folder=simulation.out / "heads" / vault.name,
     )
+
+
+def _copy_heads(simulation: Simulation) -> None:
+    heads = HeadLog(simulation.heads_path)
+    heads.backup(simulation.out / "heads.db")
+    heads.close()
 
 
 def _vault(simulation: Simulation, partition: int) -> Vault:

@@ -35,7 +35,7 @@ LAYOUTS = {
     "recbole": ("e.inter", as_text("\t", "user_id:token\titem_id:token\ttimestamp:float")),
     "recbole-declared": ("e.log", as_text("\t", "user_id:token\titem_id:token\ttimestamp:float")),
     "sequence": ("e.txt", "bob\tb a\n007\tc\nann\ta b c\n"),
-    "sequence.gz": ("e.gz", gzip.compress(b"bob\tb a\n007\tc\nann\ta b c")),
+    "sequence.gz": ("e.gz", gzip.compress(b"bob\tb a\n007\tc\nann\ta b c", mtime=0)),
 }
 
 
@@ -152,7 +152,7 @@ def test_sequence_lines_keep_order_and_count_lines_without_items(tmp_path) -> No
         ("e.csv", b"user,item,user\nu,i,u\n", ["'user' stands twice"]),
         ("e.csv", b'"user","item","user"\n"u","i","u"\n', ["'user' stands twice"]),
         ("e.csv.gz", b"user,item\n", ["it is not gzip"]),
-        ("e.csv.gz", gzip.compress(b"user,item\nu,i\n" * 99)[:-12], ["broken gzip"]),
+        ("e.csv.gz", gzip.compress(b"user,item\nu,i\n" * 99, mtime=0)[:-12], ["broken gzip"]),
         ("e.parquet", b"", ["cannot be read as Parquet"]),
         ("e.parquet", b"user,item\nu,i\n", ["cannot be read as Parquet"]),
         ("e.inter", b"user_id\titem_id\nu\ti\n", ["line 1", "'user_id' is not a RecBole column", "name:type"]),

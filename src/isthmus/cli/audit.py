@@ -1,0 +1,148 @@
+"""Verbs on books: `isthmus audit`, `isthmus verify`, `isthmus budget`.
+
+They need neither torch nor flwr, and import what they need when they are called.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isthmus.cli.console import stderr, stdout
+from isthmus.cli.data import Json
+from isthmus.cli.verdicts import print_verified
+from isthmus.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from isthmus.privacy.audit import Sources
+
+Heads = Annotated[
+    list[Path] | None, typer.Option(help="A coordinator's log, to hold ledgers against; may be repeated.")
+]
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option("--key", help="Public key known from elsewhere, in hex or in a file; may be repeated."),
+]
+Delta = Annotated[float | None, typer.Option(help="State epsilon at this delta; each policy's own where absent.")]
+
+
+def audit(  # noqa: PLR0913, PLR0917 - options
+    ledgers: Annotated[list[Path], typer.Argument()],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the signed audit instead of a summary.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the signed audit, JSON, to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file; it needs no network.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Write an A4 document to this file.")] = None,
+    heads: Heads = None,
+    trusted: Trusted = None,
+    delta: Delta = None,
+    auditor_key: Annotated[
+        Path | None, typer.Option(help="Sealed key file that signs the audit; made on first use.")
+    ] = None,
+) -> None:
+    """Say what was spent, on whom, over all runs, and whether the books can be believed.
+
+    LEDGERS is one or more ledgers (ledger.db), domain folders, run folders or federation folders. Exit 0: nothing
+    found; 1: a finding; 2: wrong use.
+    """
+    from isthmus.privacy.audit import auditor_keys, make_audit, sign  # noqa: PLC0415 - takes seconds to import
+    from isthmus.report.audit import to_text  # noqa: PLC0415
+    from isthmus.report.audit_terminal import print_audit  # noqa: PLC0415
+    from isthmus.report.result import write_atomically  # noqa: PLC0415
+
+    found = make_audit(_sources(ledgers, heads), trusted=_keys(trusted), delta=delta)
+    if as_json or out:
+        text = to_text(sign(found, auditor_keys(auditor_key)))
+        if out:
+            write_atomically(text.encode(), out)
+        if as_json:
+            stdout.file.write(text)
+    if html:
+        from isthmus.report.audit_page import render_audit  # noqa: PLC0415 - brings jinja2 and matplotlib
+
+        render_audit(found, html)
+    if pdf:
+        from isthmus.report.audit_pdf import write_pdf  # noqa: PLC0415 - brings reportlab
+
+        write_pdf(found, pdf)
+    if not as_json:
+        print_audit(found, stdout)
+        for kind, path in (("signed audit", out), ("page", html), ("document", pdf)):
+            if path:
+                stdout.print(f"{kind}: {path}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if found.findings else 0)
+
+
+def verify(
+    files: Annotated[list[Path], typer.Argument()],
+    as_json: Json = False,
+    heads: Heads = None,
+    trusted: Trusted = None,
+    delta: Delta = None,
+) -> None:
+    """Check files without trusting who made them: chain, signatures, receipts, form, and epsilon from the entries.
+
+    FILES is one or more ledgers, coordinators' logs, signed audits (JSON), or folders that hold ledgers. Needs
+    nothing but the files, the public keys and dp-accounting. Exit 0: all sound; 1: a finding; 2: wrong use.
+    """
+    from isthmus.privacy.audit.verification import verify_files  # noqa: PLC0415 - takes seconds to import
+
+    verified = verify_files(files, heads=heads or (), trusted=_keys(trusted), delta=delta)
+    if as_json:
+        stdout.print_json(json.dumps([one.to_dict() for one in verified]))
+    else:
+        print_verified(verified, stdout)
+    raise typer.Exit(0 if all(one.sound for one in verified) else 1)
+
+
+def budget(
+    ledgers: Annotated[list[Path], typer.Argument()],
+    as_json: Json = False,
+    delta: Delta = None,
+) -> None:
+    """Print one line per data set, for scripts: name, spent, left, limit, delta, more rounds, path.
+
+    LEDGERS is one or more ledgers or folders, as for `isthmus audit`. Columns are separated by tabs; `-` stands for
+    what is not known, `inf` for an epsilon that cannot be proven. Spent is rounded up and left down. More rounds: how
+    many like the last one still fit. Exit 1: a ledger cannot be believed.
+    """
+    from isthmus.privacy.audit.budgets import budget_lines  # noqa: PLC0415 - takes seconds to import
+
+    lines, findings = budget_lines(_sources(ledgers, None), delta=delta)
+    if as_json:
+        stdout.print_json(json.dumps([line.to_dict() for line in lines]))
+    else:
+        for line in lines:
+            stdout.file.write(f"{line.text()}\n")
+    for path, finding in findings:
+        stderr.print(f"{path}: line {finding.line}: {finding.text}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if findings else 0)
+
+
+def _sources(ledgers: list[Path], heads: list[Path] | None) -> "Sources":
+    from isthmus.privacy.audit import read_sources  # noqa: PLC0415 - takes seconds to import
+
+    return read_sources(ledgers, heads=heads or ())
+
+
+def _keys(given: list[str] | None) -> frozenset[bytes]:
+    return frozenset(_key(each) for each in given or ())
+
+
+def _key(given: str) -> bytes:
+    """A public key from 64 hex digits, from a file that holds them, or from a sealed key file's open part."""
+    text, path = given, Path(given)
+    if len(given) != 64 and path.is_file():
+        try:
+            text = path.read_text(encoding="ascii").strip()
+            if text.startswith("{"):
+                text = str(json.loads(text)["public"])
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path}: holds no public key: {error!r:.100}") from None
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"--key: a public key is 64 hex digits, or a file that holds them; got {given[:80]!r}")
+    return key

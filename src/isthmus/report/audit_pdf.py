@@ -1,0 +1,289 @@
+"""The document of an audit: A4, for files and signatures; made without a browser.
+
+    write_pdf(audit, "run/audit.pdf")
+
+The same words and numbers as the page, from the same `Audit`. How it looks is `audit_layout`'s business. The same audit
+gives the same bytes.
+"""
+
+import io
+from pathlib import Path
+
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.units import mm
+from reportlab.platypus import Flowable, PageBreak, SimpleDocTemplate, Spacer, Table, TableStyle
+
+from isthmus.report import audit_words as words
+from isthmus.report import numbers
+from isthmus.report.audit import Audit, DataSet, Empirical
+from isthmus.report.audit_layout import (
+    ALARM,
+    BAD,
+    CELL,
+    GOOD,
+    HEAD,
+    KICKER,
+    NOTE,
+    SECTION,
+    SMALL,
+    SOFT,
+    TEXT,
+    TITLE,
+    WIDTH,
+    facts,
+    footer,
+    part,
+    plot,
+    register_fonts,
+    say,
+    table,
+)
+from isthmus.report.result import write_atomically
+
+_MOST = 40
+"""Rows of a long table; the signed audit holds them all."""
+
+
+def write_pdf(audit: Audit, path: str | Path) -> None:
+    """Write the document atomically.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    write_atomically(pdf_bytes(audit), path)
+
+
+def pdf_bytes(audit: Audit) -> bytes:
+    """The document; the same audit gives the same bytes."""
+    register_fonts()
+    stream = io.BytesIO()
+    document = SimpleDocTemplate(
+        stream,
+        pagesize=A4,
+        leftMargin=18 * mm,
+        rightMargin=18 * mm,
+        topMargin=16 * mm,
+        bottomMargin=18 * mm,
+        title="Isthmus privacy audit",
+        author=f"Isthmus {audit.isthmus_version}",
+        lang="en",
+        invariant=1,
+    )
+    story = [*_first_page(audit), PageBreak(), *_findings(audit)]
+    for data_set in audit.data_sets:
+        story += _data_set(data_set)
+    story += _rest(audit)
+    document.build(story, onFirstPage=footer, onLaterPages=footer)
+    return stream.getvalue()
+
+
+def _first_page(audit: Audit) -> list[Flowable]:
+    story: list[Flowable] = [
+        say(f"Isthmus privacy audit, {words.day(audit.made)} UTC", KICKER),
+        say(words.verdict(audit), TITLE),
+    ]
+    seeded = words.not_private(audit)
+    if seeded:
+        story.append(say(f"NOT private: {seeded}. Noise was seeded there; its epsilons are nominal.", ALARM))
+    found = words.summary(audit)
+    story += [say(sentence, ALARM) for sentence in found[: words.MOST_SENTENCES]]
+    if len(found) > words.MOST_SENTENCES:
+        story.append(say("And more, on the next page.", ALARM))
+    story.append(say(words.WHAT_WAS_DONE, TEXT))
+    story += [say(sentence, TEXT) for sentence in words.promise(audit)]
+    rows = [
+        [
+            say(data_set.name, HEAD),
+            say(words.state(audit, data_set), _state_style(audit, data_set)),
+            words.limited(data_set.epsilon),
+            "none" if data_set.budget is None else numbers.epsilon(data_set.budget),
+            words.remaining(data_set),
+            numbers.delta(data_set.delta),
+            say(words.approval(data_set), CELL),
+        ]
+        for data_set in audit.data_sets
+    ]
+    story.append(Spacer(1, 4))
+    story.append(
+        table(
+            ["Data set", "State", "Spent", "Limit", "Left", "Delta", "Limit approved by"],
+            rows,
+            [0.2, 0.2, 0.1, 0.09, 0.09, 0.08, 0.24],
+            right=(2, 3, 4, 5),
+        )
+    )
+    story.append(say("Epsilon spent over all runs, the unit's own limit, and what is left of it.", NOTE))
+    if words.together(audit):
+        story.append(say(f"One person may be a user of several units. {words.together(audit)}", TEXT))
+    story += [say(words.NOT_COVERED, TEXT), Spacer(1, 30), _signatures()]
+    return story
+
+
+def _signatures() -> Flowable:
+    """Where two people may put their names."""
+    half = WIDTH / 2
+    made = Table([["", ""], [say("Auditor, date", NOTE), say("For the business unit, date", NOTE)]], [half, half])
+    made.setStyle(TableStyle([("LINEBELOW", (0, 0), (0, 0), 0.5, SOFT), ("LINEBELOW", (1, 0), (1, 0), 0.5, SOFT)]))
+    return made
+
+
+def _findings(audit: Audit) -> list[Flowable]:
+    if not audit.findings:
+        return []
+    rows = [
+        [
+            say(finding.data_set or "attack", CELL),
+            str(finding.line or "all"),
+            say(finding.rule, CELL),
+            [say(words.meaning(finding), CELL), say(finding.text, SMALL)],
+        ]
+        for finding in audit.findings[:_MOST]
+    ]
+    story = [
+        say("Findings", SECTION),
+        table(["Where", "Line", "Rule", "Meaning, and what was seen"], rows, [0.2, 0.08, 0.16, 0.56]),
+    ]
+    if len(audit.findings) > _MOST:
+        story.append(say(f"And {len(audit.findings) - _MOST} more, in the signed audit.", NOTE))
+    return story
+
+
+def _data_set(data_set: DataSet) -> list[Flowable]:
+    witnesses = data_set.witnesses
+    opinion = "agrees" if data_set.opinion.agrees else "CONTRADICTS"
+    fit = "" if data_set.more_rounds is None else f"; {data_set.more_rounds:,} more rounds like the last fit"
+    told = [
+        ("Epsilon", f"{words.limited(data_set.epsilon)} at delta {numbers.delta(data_set.delta)}"),
+        ("Second opinion", f"{opinion}. {data_set.opinion.why}"),
+        ("Left", f"{words.remaining(data_set)}{fit}"),
+        (
+            "Least noise",
+            f"{words.least_noise(data_set)}; {'all secret' if data_set.private else 'some can be repeated'}",
+        ),
+        ("Clipping rate", "Not recorded: it would be a release of its own."),
+        ("People elsewhere", words.people(data_set)),
+        *(("Note", remark) for remark in data_set.remarks),
+        *((f"Key from line {key.line}", _key_words(key.key, key.reason, key.revoked_from)) for key in data_set.keys),
+        *(
+            (f"Isthmus {one.version}", f"wrote {one.entries} entries; program {one.code or 'unknown'}")
+            for one in data_set.programs
+        ),
+        ("Ledger", f"{data_set.ledger}, {numbers.plural(witnesses.lines, 'line')}, in {data_set.path}"),
+        ("Last line", witnesses.head),
+        (
+            "Witnesses",
+            f"{witnesses.heads} statements, {witnesses.receipts} receipts; newest of line {witnesses.seen or 'none'}",
+        ),
+    ]
+    story: list[Flowable] = [say(data_set.name, SECTION), *plot(data_set), facts(told)]
+    runs = [
+        [
+            words.short(run.run),
+            words.day(run.first),
+            words.day(run.last),
+            str(run.entries),
+            str(run.sent),
+            words.limited(run.epsilon),
+            "secret" if run.private else "SEEDED",
+        ]
+        for run in data_set.runs[-_MOST:]
+    ]
+    columns = ["Run", "From", "To", "Charged", "Sent", "Epsilon alone", "Noise"]
+    story += part("Runs", columns, runs, [0.2, 0.19, 0.19, 0.1, 0.08, 0.14, 0.1], right=(3, 4, 5))
+    groups = [
+        [
+            words.short(group.run),
+            say(group.what, CELL),
+            words.short(group.coordinator) or "not known",
+            say(group.rounds, CELL),
+            str(group.count),
+            str(group.held),
+            say(group.cost, CELL),
+        ]
+        for group in words.release_groups(data_set)[-_MOST:]
+    ]
+    columns = ["Run", "What", "To (key)", "Rounds", "Sent", "Not sent", "Cost of each"]
+    story += part("What was released, to whom", columns, groups, [0.16, 0.2, 0.15, 0.1, 0.06, 0.09, 0.24], right=(4, 5))
+    refusals = [
+        [
+            words.day(one.time),
+            words.short(one.run),
+            str(one.round),
+            say(one.rule, CELL),
+            say(one.asked, CELL),
+            say(one.limit, CELL),
+        ]
+        for one in data_set.refusals[-_MOST:]
+    ]
+    columns = ["Time", "Run", "Round", "Rule", "Asked", "Limit"]
+    story += part("Refusals", columns, refusals, [0.18, 0.16, 0.08, 0.16, 0.21, 0.21], right=(2,))
+    policies = [
+        [
+            words.day(one.time),
+            say("nobody: domain.toml" if one.implied else one.approved_by or "not readable", CELL),
+            "-" if one.implied else one.approved_on,
+            _number(one.epsilon),
+            _number(one.run_epsilon),
+            words.short(one.digest),
+        ]
+        for one in data_set.policies[-_MOST:]
+    ]
+    columns = ["From", "Approved by", "On", "Epsilon", "Of one run", "Digest"]
+    story += part("Policies", columns, policies, [0.19, 0.27, 0.14, 0.12, 0.12, 0.16], right=(3, 4))
+    return story
+
+
+def _rest(audit: Audit) -> list[Flowable]:
+    person = audit.person
+    told = [
+        (
+            "As declared" if person.declared else "As far as declared",
+            (
+                f"Epsilon {words.limited(person.bound.epsilon)} at a total delta of {numbers.delta(person.delta)}. "
+                f"{person.bound.rule}"
+            ),
+        ),
+        ("Everybody in all", f"Epsilon {words.limited(person.cautious.epsilon)}. {person.cautious.rule}"),
+    ]
+    story: list[Flowable] = [say("One person in several data sets", SECTION), facts(told)]
+    story.append(say("Attacks on the real program", SECTION))
+    story += [_attack(attack) for attack in audit.empirical]
+    if not audit.empirical:
+        story.append(say("None is part of this audit.", TEXT))
+    method = audit.method
+    told = [
+        ("Unit of privacy", method.unit),
+        ("Neighbours", method.adjacency),
+        ("Accountant", f"{method.accountant}; {method.library}"),
+        ("Held against", method.second),
+        *(("Taken for granted", assumption) for assumption in method.assumptions),
+        ("Audited by", f"Isthmus {audit.isthmus_version}, program {audit.program}"),
+        ("Made", audit.made),
+        *(("Coordinator's log", f"{log.path}, {log.heads} statements, key {log.key}") for log in audit.logs),
+    ]
+    return [*story, say("Method and assumptions", SECTION), facts(told)]
+
+
+def _attack(attack: Empirical) -> Flowable:
+    return facts(
+        [
+            (attack.name, f"epsilon {numbers.epsilon(attack.claimed_epsilon)} is claimed"),
+            ("Proven", f"at least {attack.lower_bound:.2f}, with {attack.confidence:.0%} confidence"),
+            *((check.name, f"{'passed' if check.passed else 'FAILED'}: {check.detail}") for check in attack.checks),
+            ("It would see", attack.sees),
+            ("It is blind to", attack.blind_to),
+        ]
+    )
+
+
+def _state_style(audit: Audit, data_set: DataSet) -> ParagraphStyle:
+    return GOOD if data_set.private and not words.findings_of(audit, data_set) else BAD
+
+
+def _key_words(key: str, reason: str, revoked_from: int | None) -> str:
+    return f"{key}{f' ({reason})' if reason else ''}{f'; REVOKED from line {revoked_from}' if revoked_from else ''}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else numbers.epsilon(value)

@@ -1,0 +1,241 @@
+"""The vault enforces every rule of policy.toml before any table is opened, and writes each refusal down."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from tests.conftest import TinyDomain
+
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.clients.vault import Vault
+from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
+from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused
+from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.privacy.keys import Keys, fresh_keys
+from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.lines import Charged, RefusedLine
+from isthmus.privacy.program import code_hash
+from isthmus.privacy.reading import read_ledger
+from isthmus.privacy.requests import sign_request
+from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest
+
+HEAD = 'approved_by = "Ada"\napproved_on = 2026-01-31\n\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n'
+SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
+FEATURES = FeatureConfig(encoder="hash:64")
+COORDINATOR, OTHER = fresh_keys(), fresh_keys()
+
+Opener = Callable[..., Vault]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> RoundRequest:
+    """Round 1 of run `r`, with an untrained backbone and a whitening; nobody signed it."""
+    texts = [f"item {number}" for number in range(20)]
+    encoded = encode_texts(texts, FEATURES.encoder, cache_dir=tmp_path_factory.mktemp("texts"))
+    whitening = fit_whitening([text_moments(encoded)], eps=1e-3, dim=8)
+    arrays: Arrays = {"mean": whitening.mean, "matrix": whitening.matrix}
+    training = TrainingConfig(learning_rate=0.5, rivals=10)
+    recipe = Recipe(features=FEATURES, backbone=SHAPE, training=training, whitening=arrays_digest(arrays).hex())
+    parameters = shared_parameters(Backbone(8, SHAPE))
+    return RoundRequest(
+        run="r",
+        round=1,
+        recipe=recipe,
+        arrays={name: parameter.detach().numpy().copy() for name, parameter in parameters.items()},
+        whitening=arrays,
+    )
+
+
+@pytest.fixture
+def open_vault(tiny_domain: TinyDomain, tmp_path: Path) -> Iterator[Opener]:
+    """Open the vault of one domain under these rules; again for the same domain under others."""
+    folder = tiny_domain(users=24, items=16)
+    with ExitStack() as stack:
+        yield lambda rules="", head=HEAD, seed=None: stack.enter_context(
+            closing(opened(folder, head + rules, seed, tmp_path / "cache"))
+        )
+
+
+def opened(folder: Path, rules: str, seed: int | None, cache: Path) -> Vault:
+    """A vault as it is started."""
+    (folder / "policy.toml").write_text(rules)
+    config = load_domain(folder)
+    return Vault(config, ledger=Ledger(config.ledger_path), seed=seed, cache=cache)
+
+
+def signed(request: RoundRequest, kind: Kind, keys: Keys, *, over: RoundRequest | None = None) -> RoundRequest:
+    """The request in a coordinator's name, with its signature over this request or another one."""
+    signature = sign_request((over or request).digest(kind), keys)
+    return dataclasses.replace(request, coordinator=keys.public.hex(), signature=signature)
+
+
+def refusals(vault: Vault) -> list[RefusedLine]:
+    """As anybody reads them who checks the ledger."""
+    books = read_ledger(vault.ledger.path)
+    assert books.findings == ()
+    return list(books.refusals)
+
+
+RULES = {
+    "least_noise": ("[allow]\nleast_noise = 1000\n", Kind.UPDATE, "noise multiplier ", "at least 1000"),
+    "least_metric_noise": (
+        "[allow]\nleast_metric_noise = 10.5\n",
+        Kind.METRIC,
+        "noise multiplier 10",
+        "at least 10.5",
+    ),
+    "largest_clip": ("[allow]\nlargest_clip = 0.9\n", Kind.UPDATE, "clip 1", "at most 0.9"),
+    "seeded": ("[allow]\nseeded = false\n", Kind.UPDATE, "noise that can be repeated", "private runs only"),
+    "programs": (
+        f'[allow]\nprograms = ["{"0" * 64}"]\n',
+        Kind.UPDATE,
+        f"program {code_hash()}",
+        f"only {'0' * 64}",
+    ),
+    "kinds": ('[allow]\nkinds = ["update", "catalogue"]\n', Kind.METRIC, "release metric", "only update, catalogue"),
+    "layers": ('[allow]\nlayers = ["head.*"]\n', Kind.UPDATE, "parameter ", "only head.*"),
+    "coordinators": (
+        f'[allow]\ncoordinators = ["{COORDINATOR.public.hex()}"]\n',
+        Kind.UPDATE,
+        "a request that nobody signed",
+        f"only {COORDINATOR.public.hex()}",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_refuses_and_is_written_down(open_vault: Opener, asked: RoundRequest, rule: str) -> None:
+    """With the rule, the value asked and the limit; once, however often it is asked; nothing charged, nothing read."""
+    rules, kind, value, limit = RULES[rule]
+    vault = open_vault(rules, seed=3 if rule == "seeded" else None)
+    for _ in range(2):
+        with pytest.raises(PolicyRefused, match=f"rule `{rule}` says") as refusal:
+            vault.release(kind, asked)
+        assert refusal.value.rule == rule
+    (line,) = refusals(vault)
+    assert (line.run, line.round, line.kind, line.rule, line.limit) == ("r", 1, kind.value, rule, limit)
+    assert line.asked.startswith(value)
+    assert list(vault.ledger.entries()) == []
+    assert "data" not in vars(vault)
+
+
+def test_what_the_rules_allow_is_answered(open_vault: Opener, asked: RoundRequest) -> None:
+    """All rules at once, none of them in the way: the entry says under which policy, by which program, for whom."""
+    vault = open_vault(
+        "run_epsilon = 8.0\n\n[allow]\nleast_noise = 0.1\nleast_metric_noise = 10\nlargest_clip = 1.0\n"
+        f'kinds = ["update"]\nlayers = ["*"]\ncoordinators = ["{COORDINATOR.public.hex()}"]\n'
+        f'programs = ["{code_hash()}"]\nseeded = false\n\n[people]\noverlap = false\n',
+    )
+    release = vault.release(Kind.UPDATE, signed(asked, Kind.UPDATE, COORDINATOR))
+    books = read_ledger(vault.ledger.path)
+    assert books.findings == ()
+    (line,) = (line for line in books.lines if isinstance(line, Charged))
+    (policy,) = books.policies
+    assert (policy.text, line.policy) == (vault.policy.text(), policy.digest)
+    assert (line.coordinator, line.code, line.private) == (COORDINATOR.public.hex(), code_hash(), True)
+    assert release.entry.seq == line.seq
+    assert books.refusals == ()
+
+
+@pytest.mark.parametrize(
+    ("signer", "rule"),
+    [("allowed", ""), ("other", "coordinators"), ("nobody", "coordinators"), ("borrowed", "signature")],
+)
+def test_only_an_allowed_coordinator_gets_an_answer(
+    open_vault: Opener, asked: RoundRequest, signer: str, rule: str
+) -> None:
+    """The allowed one; not another one, not nobody, and not the allowed one's signature of another request."""
+    vault = open_vault(f'[allow]\ncoordinators = ["{COORDINATOR.public.hex()}"]\n')
+    request = {
+        "allowed": signed(asked, Kind.UPDATE, COORDINATOR),
+        "other": signed(asked, Kind.UPDATE, OTHER),
+        "nobody": asked,
+        "borrowed": signed(asked, Kind.UPDATE, COORDINATOR, over=dataclasses.replace(asked, round=2)),
+    }[signer]
+    if not rule:
+        assert vault.release(Kind.UPDATE, request).entry.coordinator == COORDINATOR.public.hex()
+        return
+    with pytest.raises(Refused) as refusal:
+        vault.release(Kind.UPDATE, request)
+    assert refusal.value.rule == rule
+    assert [line.rule for line in refusals(vault)] == [rule]
+    assert list(vault.ledger.entries()) == []
+    assert "data" not in vars(vault)
+
+
+def test_a_signature_is_checked_also_where_anybody_may_ask(open_vault: Opener, asked: RoundRequest) -> None:
+    """Who is written down as having asked did ask."""
+    vault = open_vault()
+    with pytest.raises(Refused, match="not signed by the coordinator that it names"):
+        vault.release(Kind.UPDATE, dataclasses.replace(asked, coordinator=COORDINATOR.public.hex()))
+    assert [line.rule for line in refusals(vault)] == ["signature"]
+    assert vault.release(Kind.UPDATE, asked).entry.coordinator == ""
+
+
+def test_the_budget_is_the_policys(open_vault: Opener, asked: RoundRequest) -> None:
+    """Less than a round costs: refused with what it would be and the limit, for the lifetime and for a run."""
+    vault = open_vault(head=HEAD.replace("8.0", "0.5"))
+    with pytest.raises(BudgetExhausted, match="of 0.5 is spent over all runs"):
+        vault.release(Kind.UPDATE, asked)
+    vault.close()
+    again = open_vault("run_epsilon = 0.5\n")
+    with pytest.raises(BudgetExhausted, match="of 0.5 is spent in run 'r'"):
+        again.release(Kind.UPDATE, asked)
+    lifetime, run = refusals(again)
+    assert (lifetime.rule, run.rule) == ("budget", "run-budget")
+    for line in (lifetime, run):
+        assert line.limit == "epsilon 0.5 at delta 1e-06"
+        assert float(line.asked.removeprefix("epsilon ")) > 0.5
+    assert "data" not in vars(again)
+
+
+def test_a_policy_that_changes_is_written_down_each_time(open_vault: Opener, asked: RoundRequest) -> None:
+    """Tightened, loosened, and back: three lines, and each charge names the one that it was made under."""
+    texts = []
+    for number, limit in enumerate(("8.0", "7.5", "20.0", "8.0"), start=1):
+        vault = open_vault(head=HEAD.replace("8.0", limit))
+        texts.append(vault.policy.text())
+        vault.release(Kind.METRIC, dataclasses.replace(asked, round=number))
+        vault.release(Kind.METRIC, dataclasses.replace(asked, round=number, run="again"))
+        vault.close()
+    books = read_ledger(vault.ledger.path)
+    assert books.findings == ()
+    assert [line.text for line in books.policies] == texts
+    digests = [line.digest for line in books.policies]
+    assert digests[0] == digests[3]
+    charged = [line.policy for line in books.lines if isinstance(line, Charged)]
+    assert charged == [digest for digest in digests for _ in range(2)]
+
+
+def test_a_rule_that_came_later_holds_for_what_was_asked_before(open_vault: Opener, asked: RoundRequest) -> None:
+    """A release that may not leave any more is not sent again, though it is kept; when the rule goes, it is."""
+    first = open_vault()
+    entry = first.release(Kind.UPDATE, asked).entry
+    first.close()
+    strict = open_vault('[allow]\nkinds = ["catalogue"]\n')
+    with pytest.raises(PolicyRefused, match="rule `kinds`"):
+        strict.release(Kind.UPDATE, asked)
+    strict.close()
+    again = open_vault()
+    assert again.release(Kind.UPDATE, asked).entry.seq == entry.seq
+
+
+def test_a_broken_policy_opens_no_vault(open_vault: Opener) -> None:
+    """A rule that cannot be read is not a rule that does not hold."""
+    with pytest.raises(ConfigError, match="unknown key `allow.least_nose`; did you mean `least_noise`"):
+        open_vault("[allow]\nleast_nose = 3\n")
+
+
+def test_a_hostile_run_name_is_refused_and_written_as_one_line(open_vault: Opener, asked: RoundRequest) -> None:
+    """Whatever else the request says; the record shows the name without what makes it hostile."""
+    vault = open_vault()
+    hostile = dataclasses.replace(asked, run="r\n2026-01-31 all is well\x1b[2J\u202e")
+    with pytest.raises(Refused) as refusal:
+        vault.release(Kind.UPDATE, hostile)
+    assert refusal.value.rule == "text"
+    assert str(refusal.value).isprintable()
+    (line,) = refusals(vault)
+    assert line.run == "r 2026-01-31 all is well [2J "
+    assert list(vault.ledger.entries()) == []
