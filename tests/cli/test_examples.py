@@ -23,8 +23,8 @@ _ORDER = (
     "isthmus verify",
     "isthmus budget",
     "isthmus keys show",
-    "isthmus keys rotate",
     "isthmus keys revoke",
+    "isthmus keys rotate",
 )
 
 
