@@ -9,7 +9,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test check bench proto install clean
 
 demo: install ## install, run the main job on the built-in demo federation, say where the report is
 	$(BIN)/isthmus simulate
@@ -26,6 +26,9 @@ check: install ## lint, types, import contracts, documentation and help texts
 
 bench: install ## speed against named baselines, in CPU-seconds; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/overhead/compare.py
+
+proto: install ## the vault's messages, from their description
+	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/isthmus/clients/wire/vault.proto
 
 install: $(VENV)/installed
 

@@ -1,24 +1,26 @@
 """How a client process reaches its domain's vault.
 
-    vault = vault_for(context)      # a DomainVault: name, release, epsilon, head
+    with vault_for(context) as vault:
+        reply = vault.answer(Kind.UPDATE, request)
 
-In a simulation the vault lives in the same process and is opened once per process, from the plan that
-`isthmus simulate` wrote (one entry per Flower partition). The vault's code is imported only when it is
-opened, so that importing the ClientApp stays cheap.
+Where the vault is, the business unit says, in the configuration of its own node; nothing that a coordinator sends is
+looked at. Deployed, it is a process of its own behind a socket (`isthmus vault`); the client process holds nothing but
+the address. In a simulation it lives in this process and is opened once, from the plan that `isthmus simulate` wrote
+(one seat per Flower partition). A vault's code is imported only when one is opened here, so that importing the
+ClientApp stays cheap.
 """
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from flwr.app import Context
 
 from isthmus.errors import RunError
-from isthmus.records import Kind, RoundRequest
-
-if TYPE_CHECKING:  # the accountant behind it takes a second to import
-    from isthmus.privacy.gate import Release
+from isthmus.records import Kind, RoundReply, RoundRequest
 
 
 class DomainVault(Protocol):
@@ -29,40 +31,44 @@ class DomainVault(Protocol):
         """Of the domain."""
         ...
 
-    def release(self, kind: Kind, request: RoundRequest) -> "Release":
-        """Answer a request, or raise `Refused`."""
+    def answer(self, kind: Kind, request: RoundRequest) -> RoundReply:
+        """A release or a refusal."""
         ...
 
-    def epsilon(self) -> float:
-        """Spent so far, over all runs."""
-        ...
-
-    def head(self) -> str:
-        """Where its ledger stands, signed."""
-        ...
-
-    def keep_receipt(self, text: str) -> None:
-        """Keep the coordinator's receipt for an earlier head, or raise `Refused` if it is none."""
+    def receive(self, request: RoundRequest) -> RoundReply:
+        """Keep the coordinator's receipt for the last reply."""
         ...
 
     def close(self) -> None:
-        """Let go of the ledger."""
+        """Let go of it."""
         ...
 
 
 _OPEN: dict[tuple[str, int], DomainVault] = {}
 
 
-def vault_for(context: Context) -> DomainVault:
+@contextmanager
+def vault_for(context: Context) -> Iterator[DomainVault]:
     """The vault of the node that this context belongs to.
 
     Raises:
-        RunError: If the node was not started by a simulation.
+        RunError: If the node's own configuration names none, or it cannot be reached.
     """
-    plan, partition = context.run_config.get("simulation"), context.node_config.get("partition-id")
-    if not isinstance(plan, str) or not isinstance(partition, int):
-        raise RunError("this node knows no vault: it was not started by `isthmus simulate`")
-    return simulated_vault(plan, partition)
+    node = context.node_config
+    address, plan, partition = node.get("vault"), node.get("simulation"), node.get("partition-id")
+    if isinstance(address, str):
+        remote = importlib.import_module("isthmus.clients.remote").remote_vault(node)
+        try:
+            yield remote
+        finally:
+            remote.close()
+    elif isinstance(plan, str) and isinstance(partition, int):
+        yield simulated_vault(plan, partition)
+    else:
+        raise RunError(
+            "this node knows no vault: its configuration has no `vault`, and it was not started by `isthmus simulate`. "
+            "Give the SuperNode --node-config 'vault=\"unix:/path/of/vault.sock\"'."
+        )
 
 
 def simulated_vault(plan: str, partition: int) -> DomainVault:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, load_domain_data
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
-from isthmus.errors import Refused
+from isthmus.errors import ConfigError, Refused
 from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
@@ -39,7 +40,7 @@ from isthmus.privacy.requests import require_asker
 from isthmus.records import Kind, Recipe, RoundRequest, arrays_digest
 
 
-class Vault:
+class Vault(Answering):
     """One domain.
 
     Args:
@@ -76,6 +77,11 @@ class Vault:
         """Of the domain."""
         return self.config.name
 
+    @property
+    def private(self) -> bool:
+        """Whether the noise cannot be repeated."""
+        return self._seed is None
+
     @functools.cached_property
     def plan(self) -> DpSgdPlan:
         """How much noise the policy needs over its whole horizon."""
@@ -108,7 +114,7 @@ class Vault:
 
     def _release(self, kind: Kind, request: RoundRequest, *, digest: bytes, asker: str) -> Release:
         # 1. The business unit's rules; nothing of the data is needed to refuse.
-        self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self._seed is None)
+        self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
         layers = request.arrays if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
         event = {
@@ -130,10 +136,20 @@ class Vault:
             kind=kind.value,
             request=digest,
             event=event,
-            private=self._seed is None,
+            private=self.private,
             coordinator=asker,
         )
         return self._gate.release(charge, compute)
+
+    def warm_up(self) -> None:
+        """Load the tables and calibrate the plan, so that the first question finds them there.
+
+        Raises:
+            ConfigError: If the policy's budget is too small for any noise.
+            DataError: If a table cannot be read as declared.
+        """
+        self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
+        _ = self.data
 
     def head(self) -> str:
         """Where the ledger stands, signed, as one line of text."""
@@ -252,17 +268,41 @@ class Vault:
         return SeededRandomness(self._seed, self.name, request.run, request.round, kind.value)
 
 
+def open_vault(
+    config: DomainConfig,
+    *,
+    ledger: Path | None = None,
+    seed: int | None = None,
+    cache: Path | None = None,
+    threads: int = 1,
+) -> Vault:
+    """A domain's vault, its ledger opened.
+
+    Args:
+        config: Of the domain.
+        ledger: Where its books are; beside its data where absent.
+        seed: As for `Vault`.
+        cache: As for `Vault`.
+        threads: Torch threads.
+
+    Raises:
+        ConfigError: If its policy is wrong.
+        RunError: If its ledger cannot be used.
+    """
+    torch.set_num_threads(threads)
+    books = Ledger(ledger or config.ledger_path, name=config.name)
+    try:
+        return Vault(config, ledger=books, seed=seed, cache=cache, threads=threads)
+    except ConfigError:
+        books.close()
+        raise
+
+
 def open_seat(seat: dict[str, Any]) -> Vault:
     """The vault at one seat of a simulation's plan: a folder, a ledger, and how to run."""
-    torch.set_num_threads(seat["threads"])
-    domain = load_domain(seat["folder"])
-    return Vault(
-        domain,
-        ledger=Ledger(seat["ledger"], name=domain.name),
-        seed=seat["seed"],
-        cache=Path(seat["cache"]),
-        threads=seat["threads"],
-    )
+    ledger, cache = Path(seat["ledger"]), Path(seat["cache"])
+    config = load_domain(seat["folder"])
+    return open_vault(config, ledger=ledger, seed=seat["seed"], cache=cache, threads=seat["threads"])
 
 
 def _backbone(request: RoundRequest, whitening: Whitening) -> Backbone:

@@ -18,6 +18,7 @@ MUTANTS = {
     "the head reaches the trainer": ("clients/trainer.py", "import isthmus.clients.head"),
     "the head reaches what is evaluated": ("clients/evaluation.py", "import isthmus.clients.blend"),
     "the ClientApp grows heavy": ("clients/app.py", "import isthmus.clients.vault"),
+    "what asks a vault grows heavy": ("clients/remote.py", "import isthmus.clients.vault"),
     "the core imports a role": ("records.py", "import isthmus.privacy.gate"),
 }
 

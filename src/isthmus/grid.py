@@ -55,9 +55,12 @@ class InProcessGrid(Grid):
         client_app: Flower ClientApp that every node runs.
         nodes: Number of nodes; node `i` has `partition-id` i in its node configuration.
         run_config: What both apps find in their context.
+        node_config: What every node finds in its own configuration besides.
     """
 
-    def __init__(self, client_app: ClientApp, *, nodes: int, run_config: RunConfig) -> None:
+    def __init__(
+        self, client_app: ClientApp, *, nodes: int, run_config: RunConfig, node_config: RunConfig | None = None
+    ) -> None:
         self._app = client_app
         self._run = Run.create_empty(run_id=1)
         self._run_config = dict(run_config)
@@ -65,7 +68,7 @@ class InProcessGrid(Grid):
             node + 2: Context(
                 run_id=self._run.run_id,
                 node_id=node + 2,
-                node_config={"partition-id": node, "num-partitions": nodes},
+                node_config={**(node_config or {}), "partition-id": node, "num-partitions": nodes},
                 state=RecordDict(),
                 run_config=dict(run_config),
             )

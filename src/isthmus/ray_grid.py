@@ -39,13 +39,16 @@ class RayGrid(InProcessGrid):
         client_app: Flower ClientApp that every node runs.
         nodes: Number of nodes.
         run_config: What both apps find in their context.
+        node_config: What every node finds in its own configuration besides.
 
     Raises:
         ConfigError: If Ray is not installed.
     """
 
-    def __init__(self, client_app: ClientApp, *, nodes: int, run_config: RunConfig) -> None:
-        super().__init__(client_app, nodes=nodes, run_config=run_config)
+    def __init__(
+        self, client_app: ClientApp, *, nodes: int, run_config: RunConfig, node_config: RunConfig | None = None
+    ) -> None:
+        super().__init__(client_app, nodes=nodes, run_config=run_config, node_config=node_config)
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError:

@@ -55,6 +55,19 @@ class Recipe(Section):
     """Digest of the whitening that makes the features; empty before there is one."""
 
 
+def read_recipe(text: str) -> Recipe:
+    """A recipe from its JSON.
+
+    Raises:
+        Refused: If it is none, or too long to be one.
+    """
+    _require_short("recipe", text, _LONGEST_RECIPE)
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        raise Refused(f"the request's recipe is not valid: {error.errors()[0]['msg']}") from None
+
+
 def recipe_of(federation: FederationConfig, whitening: str) -> Recipe:
     """The recipe that a federation file prescribes, with the whitening's digest once there is one."""
     return Recipe(
@@ -79,6 +92,9 @@ class RoundRequest:
         coordinator: Public key of who asks, hex; empty if nobody signs.
         signature: By that key, of the request's digest, hex.
         receipt: For the head of the domain's last reply.
+
+    Raises:
+        Refused: If a text is too long, the round out of range, or the pull not a finite figure from 0 on.
     """
 
     run: str
@@ -90,6 +106,12 @@ class RoundRequest:
     coordinator: str = ""
     signature: str = ""
     receipt: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("run", "coordinator", "signature", "receipt"):
+            _require_short(key, getattr(self, key))
+        _require_round(self.round)
+        _require_figure("proximal-mu", self.proximal_mu)
 
     def digest(self, kind: Kind) -> bytes:
         """Hash of everything that a release of this kind depends on besides the domain's data.
@@ -126,15 +148,11 @@ class RoundRequest:
             Refused: If it is not a request of this protocol.
         """
         config = _section(content.config_records, CONFIG)
-        _require_protocol(config)
-        try:
-            recipe = Recipe.model_validate_json(_text(config, "recipe", _LONGEST_RECIPE))
-        except ValidationError as error:
-            raise Refused(f"the request's recipe is not valid: {error.errors()[0]['msg']}") from None
+        require_protocol(config.get("protocol"))
         return RoundRequest(
             run=_text(config, "run"),
             round=_round(config),
-            recipe=recipe,
+            recipe=read_recipe(_typed(config, "recipe", str)),
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
             whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
@@ -196,7 +214,7 @@ class RoundReply:
             Refused: If it is not a reply of this protocol.
         """
         config = _section(content.config_records, CONFIG)
-        _require_protocol(config)
+        require_protocol(config.get("protocol"))
         values = dict(_section(content.metric_records, VALUES))
         if not all(isinstance(value, float | int) for value in values.values()):
             raise Refused("the reply's values must be numbers")
@@ -300,28 +318,40 @@ def _typed(config: ConfigRecord, key: str, kind: type) -> Any:
     return value
 
 
-def _text(config: ConfigRecord, key: str, longest: int = _LONGEST_TEXT) -> str:
+def _text(config: ConfigRecord, key: str) -> str:
     text = str(_typed(config, key, str))
-    if len(text) > longest:
-        raise Refused(f"the message's {key!r} has {len(text)} characters; at most {longest} are read")
+    _require_short(key, text)
     return text
 
 
 def _round(config: ConfigRecord) -> int:
     number = int(_typed(config, "server-round", int))
-    if not 0 <= number < 2**31:
-        raise Refused(f"the message's 'server-round' must be from 0 to 2**31 - 1, got {number}")
+    _require_round(number)
     return number
 
 
 def _figure(config: ConfigRecord, key: str) -> float:
     figure = float(_typed(config, key, float))
-    if not 0 <= figure < math.inf:
-        raise Refused(f"the message's {key!r} must be finite and not negative, got {figure}")
+    _require_figure(key, figure)
     return figure
 
 
-def _require_protocol(config: ConfigRecord) -> None:
-    spoken = config.get("protocol")
+def _require_short(key: str, text: str, longest: int = _LONGEST_TEXT) -> None:
+    if len(text) > longest:
+        raise Refused(f"the message's {key!r} has {len(text)} characters; at most {longest} are read")
+
+
+def _require_round(number: int) -> None:
+    if not 0 <= number < 2**31:
+        raise Refused(f"the message's 'server-round' must be from 0 to 2**31 - 1, got {number}")
+
+
+def _require_figure(key: str, figure: float) -> None:
+    if not 0 <= figure < math.inf:
+        raise Refused(f"the message's {key!r} must be finite and not negative, got {figure}")
+
+
+def require_protocol(spoken: object) -> None:
+    """Refuse another version of the messages, or none."""
     if type(spoken) is not int or spoken != PROTOCOL:
         raise Refused(f"the message speaks protocol {spoken!r:.50}, this side speaks {PROTOCOL}")

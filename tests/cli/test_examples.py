@@ -26,29 +26,49 @@ _ORDER = (
     "isthmus keys revoke",
     "isthmus keys rotate",
 )
+_SERVICES = {"isthmus vault": "listening at "}
+"""Verbs that go on until they are stopped, and what they say once they are up."""
+
+
+def command(line: str) -> list[str]:
+    """A line of the documentation, with this interpreter's `isthmus`."""
+    _, *arguments = shlex.split(line)
+    return [sys.executable, "-c", "from isthmus.cli import main; main()", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Of a command."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"}
 
 
 def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of the documentation in a folder, with this interpreter's `isthmus`."""
-    _, *arguments = shlex.split(line)
-    return subprocess.run(
-        [sys.executable, "-c", "from isthmus.cli import main; main()", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run a line of the documentation in a folder."""
+    return subprocess.run(command(line), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+
+
+def serve(line: str, words: str, cwd: Path) -> tuple[int, str]:
+    """Start a line of the documentation, stop it once it says that it is up: exit code, and what it said."""
+    with subprocess.Popen(command(line), cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        for told in process.stderr:
+            said += told
+            if words in told:
+                process.terminate()
+        return process.wait(timeout=60), said
 
 
 def test_every_example_works_as_printed(tmp_path: Path) -> None:
     """All examples, one after the other, in one folder."""
     found = examples()
-    assert sorted(found) == sorted(_ORDER)
+    assert sorted(found) == sorted((*_ORDER, *_SERVICES))
     for words in _ORDER:
         done = run(found[words], tmp_path)
         assert done.returncode == 0, f"{found[words]}\n{done.stderr}"
         assert done.stdout.strip(), found[words]
+    for words, up in _SERVICES.items():
+        code, said = serve(found[words], up, tmp_path)
+        assert (code, up in said) == (0, True), said
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["federation"]["rounds"] == 2
     assert not result["federation"]["private"]  # the demo is seeded, and says so

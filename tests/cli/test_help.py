@@ -39,6 +39,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus keys show",
         "isthmus recommend",
         "isthmus simulate",
+        "isthmus vault",
         "isthmus verify",
     ]
 

@@ -18,6 +18,7 @@ from tests.conftest import TinyDomain, TinyFederation
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import connection
+from isthmus.clients.answers import Answering
 from isthmus.clients.app import app
 from isthmus.clients.connection import leave_simulation
 from isthmus.config import load_federation
@@ -39,7 +40,7 @@ class Party:
     def __init__(self, file: Path, folder: Path) -> None:
         self.plan = str(write_plan(file, folder))
         self.federation = load_federation(file)
-        self.grid = InProcessGrid(app, nodes=1, run_config={"simulation": self.plan})
+        self.grid = InProcessGrid(app, nodes=1, run_config={}, node_config={"simulation": self.plan})
         self.folder = file.parent / "books"
 
     def tell(self, kind: Kind, content: RecordDict) -> Message:
@@ -233,20 +234,29 @@ def test_a_vault_that_cannot_be_opened_says_nothing_of_itself(
     assert WORDS in caplog.text
 
 
-@dataclasses.dataclass(frozen=True)
-class Indiscreet:
+class Indiscreet(Answering):
     """A domain whose every answer is an error that quotes its data."""
 
-    error: Exception
-    name: str = "books"
+    name = "books"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def release(self, kind: Kind, request: RoundRequest) -> Release:
+        """Raise it."""
+        raise self.error
+
+    def keep_receipt(self, text: str) -> None:
         """Raise it."""
         raise self.error
 
     def epsilon(self) -> float:
         """Nothing spent."""
         return 0.0
+
+    def head(self) -> str:
+        """No ledger."""
+        return ""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -1,13 +1,14 @@
 """A node finds its own vault, once per process, and no other."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
 from tests.conftest import TinyFederation
 
-from isthmus.clients.connection import leave_simulation, simulated_vault, vault_for
+from isthmus.clients.connection import DomainVault, leave_simulation, simulated_vault, vault_for
 from isthmus.clients.vault import Vault
 from isthmus.config import load_federation
 from isthmus.errors import RunError
@@ -31,21 +32,26 @@ def write_plan(file: Path, folder: Path) -> Path:
     return plan
 
 
-def context(
-    run_config: dict[str, bool | float | int | str], node_config: dict[str, bool | float | int | str]
-) -> Context:
+def context(node_config: Mapping[str, bool | float | int | str], **run_config: str) -> Context:
     """What Flower gives a ClientApp."""
-    return Context(run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config=run_config)
+    return Context(run_id=1, node_id=2, node_config=dict(node_config), state=RecordDict(), run_config={**run_config})
+
+
+def opened(simulation: str, partition: int) -> DomainVault:
+    """The vault at a seat, as a ClientApp gets it."""
+    with vault_for(context({"simulation": simulation, "partition-id": partition})) as vault:
+        return vault
 
 
 def test_each_partition_has_its_own_vault_and_keeps_it(tiny_federation: TinyFederation, tmp_path: Path) -> None:
     """Opened at the first call, the same object afterwards, and a new one after the simulation was left."""
     plan = str(write_plan(tiny_federation(), tmp_path / "run"))
-    books, games = (vault_for(context({"simulation": plan}, {"partition-id": number})) for number in (0, 1))
+    books, games = (opened(simulation=plan, partition=number) for number in (0, 1))
     assert isinstance(books, Vault)
+    assert isinstance(games, Vault)
     assert (books.name, games.name) == ("books", "games")
     assert books.ledger.path == tmp_path / "run" / "books.db"
-    assert vault_for(context({"simulation": plan}, {"partition-id": 0})) is books
+    assert opened(simulation=plan, partition=0) is books
     assert simulated_vault(plan, 0) is books
     leave_simulation(plan)
     again = simulated_vault(plan, 0)
@@ -65,13 +71,18 @@ def test_leaving_one_simulation_leaves_the_others_alone(tiny_federation: TinyFed
     leave_simulation(second)
 
 
-@pytest.mark.parametrize(
-    ("run_config", "node_config"),
-    [({}, {"partition-id": 0}), ({"simulation": "plan.json"}, {}), ({"simulation": 3}, {"partition-id": 0})],
-)
-def test_a_node_that_no_simulation_started_is_refused(
-    run_config: dict[str, bool | float | int | str], node_config: dict[str, bool | float | int | str]
-) -> None:
-    """It has no vault, and is told why."""
-    with pytest.raises(RunError, match="was not started by `isthmus simulate`"):
-        vault_for(context(run_config, node_config))
+@pytest.mark.parametrize("node_config", [{}, {"partition-id": 0}, {"simulation": "plan.json"}, {"vault": 3}])
+def test_a_node_that_names_no_vault_is_refused(node_config: dict[str, bool | float | int | str]) -> None:
+    """It is told what is missing."""
+    with pytest.raises(RunError, match="this node knows no vault"), vault_for(context(node_config)):
+        pass
+
+
+def test_a_run_configuration_cannot_name_a_vault(tiny_federation: TinyFederation, tmp_path: Path) -> None:
+    """It is the coordinator's, and signed by nobody: a plan or an address in it is not looked at."""
+    plan = str(write_plan(tiny_federation(), tmp_path / "run"))
+    node = {"partition-id": 0}
+    for theirs in ({"simulation": plan}, {"vault": "unix:/tmp/other.sock"}):
+        with pytest.raises(RunError, match="this node knows no vault"), vault_for(context(node, **theirs)):
+            pass
+    assert not (tmp_path / "run" / "books.db").exists()

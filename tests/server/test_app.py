@@ -31,7 +31,6 @@ class Runs:
         folder = self.root / name
         self.plans.append(write_plan(self.file, folder))
         return {
-            "simulation": str(self.plans[-1]),
             "federation": str(self.file),
             "folder": str(folder),
             "heads": str(folder / "heads.db"),
@@ -43,7 +42,8 @@ class Runs:
 
     def start(self, settings: RunConfig, app: ServerApp = server.app) -> None:
         """Run an app on the in-process grid."""
-        with InProcessGrid(client_app, nodes=2, run_config=settings) as grid:
+        seats: RunConfig = {"simulation": str(self.plans[-1])}
+        with InProcessGrid(client_app, nodes=2, run_config=settings, node_config=seats) as grid:
             app(grid, grid.server_context())
 
 

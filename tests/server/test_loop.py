@@ -60,7 +60,9 @@ class Vaults:
         federation = load_federation(self.file)
         heads = HeadLog(folder / "heads.db")
         try:
-            with InProcessGrid(client_app, nodes=len(federation.domains), run_config={"simulation": plan}) as grid:
+            with InProcessGrid(
+                client_app, nodes=len(federation.domains), run_config={}, node_config={"simulation": plan}
+            ) as grid:
                 return run_rounds(
                     grid, federation, run=run, rounds=rounds, folder=folder, heads=heads, listener=listener
                 )

@@ -115,7 +115,6 @@ def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -
     """Drive Flower's ServerApp and ClientApp on a grid."""
     seed = simulation.federation.seed
     run_config: RunConfig = {
-        "simulation": str(simulation.plan),
         "federation": str(simulation.file),
         "folder": str(simulation.out),
         "heads": str(simulation.heads_path),
@@ -125,7 +124,8 @@ def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -
     }
     listener = _Listener(simulation, vaults, watcher)
     grid_type = RayGrid if simulation.backend == "ray" else InProcessGrid
-    with grid_type(client_app, nodes=len(simulation.domains), run_config=run_config) as grid:
+    seats: RunConfig = {"simulation": str(simulation.plan)}
+    with grid_type(client_app, nodes=len(simulation.domains), run_config=run_config, node_config=seats) as grid:
         make_app(listener)(grid, grid.server_context())
 
 
