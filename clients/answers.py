@@ -42,6 +42,10 @@ class Answering(abc.ABC):
     def keep_receipt(self, text: str) -> None:
         """Keep the coordinator's receipt for an earlier head, or raise `Refused` if it is none."""
 
+    @abc.abstractmethod
+    def keep_backbone(self, request: RoundRequest) -> None:
+        """Keep the backbone that a run ended with, or raise `Refused` if it is none."""
+
     def answer(self, kind: Kind, request: RoundRequest) -> RoundReply:
         """The reply to a question.
 
@@ -76,13 +80,15 @@ class Answering(abc.ABC):
             return RoundReply(domain=self.name, run=request.run, round=request.round, refusal=INTERNAL)
 
     def receive(self, request: RoundRequest) -> RoundReply:
-        """Keep the receipt for the last reply of a run; says nothing but where the ledger stands."""
+        """Keep what a run ended with, and the receipt for its last reply; says nothing but where the ledger stands."""
         reason = ""
         try:
-            self.keep_receipt(request.receipt)
+            if request.receipt:
+                self.keep_receipt(request.receipt)
+            self.keep_backbone(request)
         except Refused as refusal:
             reason = str(refusal)
         except Exception:  # noqa: BLE001 - as above
-            _LOG.exception("domain %s could not keep a receipt", self.name)
+            _LOG.exception("domain %s could not keep what run %r ended with", self.name, request.run)
             return RoundReply(domain=self.name, run="", round=0, refusal=INTERNAL)
         return RoundReply(domain=self.name, run="", round=0, refusal=reason, head=self.head())

@@ -37,9 +37,9 @@ def evaluate(message: Message, context: Context) -> Message:
     return _forward(message, context, lambda vault, request: vault.answer(Kind.METRIC, request))
 
 
-@app.query("receipt")
-def receipt(message: Message, context: Context) -> Message:
-    """Keep the receipt for the last reply of a run; answers with nothing but where the ledger stands."""
+@app.query("backbone")
+def backbone(message: Message, context: Context) -> Message:
+    """Hand over what a run ended with; answers with nothing but where the ledger stands."""
     return _forward(message, context, lambda vault, request: vault.receive(request))
 
 

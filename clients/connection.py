@@ -36,7 +36,7 @@ class DomainVault(Protocol):
         ...
 
     def receive(self, request: RoundRequest) -> RoundReply:
-        """Keep the coordinator's receipt for the last reply."""
+        """Keep the backbone that a run ended with, and the receipt for the last reply."""
         ...
 
     def close(self) -> None:

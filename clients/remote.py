@@ -73,7 +73,7 @@ class RemoteVault:
         return self._reply(OF_KIND[kind], request)
 
     def receive(self, request: RoundRequest) -> RoundReply:
-        """Hand over the coordinator's receipt for the last reply.
+        """Hand over the backbone that a run ended with, and the receipt for the last reply.
 
         Raises:
             RunError: If the vault cannot be reached.

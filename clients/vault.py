@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, load_domain_data
+from isthmus.clients.delivery import delivered_path, keep_delivered
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
@@ -37,7 +39,7 @@ from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import require_asker
-from isthmus.records import Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest, arrays_digest
 
 
 class Vault(Answering):
@@ -166,6 +168,28 @@ class Vault(Answering):
         except ValueError as error:
             raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
         self.ledger.keep_receipt(receipt)
+
+    def keep_backbone(self, request: RoundRequest) -> None:
+        """Keep the backbone that a run ended with, for the private head (`isthmus fit`); nothing is computed with it.
+
+        Raises:
+            Refused: If it is not signed by who may ask, is no backbone of its recipe, or this domain gave no update.
+        """
+        try:
+            asker = require_asker(
+                request.digest(DELIVERY), coordinator=request.coordinator, signature=request.signature
+            )
+            self.policy.check_coordinator(asker)
+            if not self.ledger.took_part(request.run, Kind.UPDATE.value):  # so that nobody can fill a disk for nothing
+                raise Refused(f"this domain gave no update to run {request.run!r:.80}, so it takes no backbone of it")
+            whitening = self._whitening(request)
+            backbone = _backbone(request, whitening)
+        except Refused as refusal:
+            self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
+            raise
+        features = request.recipe.features
+        shipped = ShippedBackbone(backbone=backbone.eval(), whitening=whitening, features=features, round=request.round)
+        keep_delivered(delivered_path(self.ledger.path, self.name), shipped, request.recipe, run=request.run)
 
     def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""

@@ -240,6 +240,15 @@ class Ledger:
         with self.chain.lock:
             return self._find(run, round_, kind) is not None
 
+    def took_part(self, run: str, kind: str) -> bool:
+        """Whether anything of this kind was ever paid for in a run."""
+        with self.chain.lock:
+            row = self.chain.db.execute(
+                f"SELECT 1 FROM chain WHERE {TYPE} = 'charged' AND {RUN} = ? AND {KIND} = ? LIMIT 1",  # noqa: S608
+                (run, kind),
+            ).fetchone()
+        return row is not None
+
     def entries(self) -> Iterator[LedgerEntry]:
         """All charges, oldest first.
 

@@ -165,6 +165,15 @@ class Policy(Section):
         for layer in layers:
             if not any(fnmatch.fnmatchcase(layer, pattern) for pattern in allow.layers):
                 raise PolicyRefused("layers", f"parameter {layer}", _listed(allow.layers))
+        self.check_coordinator(coordinator)
+
+    def check_coordinator(self, coordinator: str) -> None:
+        """Refuse whoever may not ask.
+
+        Raises:
+            PolicyRefused: With the rule, who asked and who may.
+        """
+        allow = self.allow
         if allow.coordinators is not None and coordinator not in allow.coordinators:
             who = f"coordinator {coordinator}" if coordinator else "a request that nobody signed"
             raise PolicyRefused("coordinators", who, _listed(allow.coordinators))

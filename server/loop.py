@@ -26,6 +26,7 @@ from isthmus.errors import IsthmusError, Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.privacy.requests import sign_request
 from isthmus.records import (
+    DELIVERY,
     Arrays,
     Kind,
     Recipe,
@@ -43,6 +44,7 @@ from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_
 from isthmus.strategies.guarded import OK, Guarded, mean_update
 
 _LOG = logging.getLogger(__name__)
+_DELIVER = f"{MessageType.QUERY}.{DELIVERY}"
 
 Listener = Callable[[RunState], None]
 """Told the state after each finished round (and once before the first)."""
@@ -92,14 +94,8 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         listener(state)
         if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
             break  # nobody has anything left to give; asking again changes nothing
-    # 5. Receipts for the last replies; nothing is asked any more.
-    ask = RoundRequest(run=run, round=state.round, recipe=recipe)
-    grid.send_and_receive(
-        [
-            Message(replace(ask, receipt=receipt).to_records(), node, f"{MessageType.QUERY}.receipt")
-            for node, receipt in strategy.receipts.items()
-        ]
-    )
+    # 5. The backbone that is shipped, and receipts for the last replies; nothing is asked any more.
+    _deliver(grid, strategy, RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=state.best), state)
     return state
 
 
@@ -140,6 +136,24 @@ def _exchange(grid: Grid, messages: Iterable[Message], state: RunState) -> tuple
     replies = list(grid.send_and_receive(messages))
     down, up = sum(map(content_bytes, messages)), sum(map(content_bytes, replies))
     return replace(state, bytes_down=state.bytes_down + down, bytes_up=state.bytes_up + up), replies
+
+
+def _deliver(grid: Grid, strategy: Guarded, shipped: RoundRequest, state: RunState) -> None:
+    """Hand the backbone that a run ended with to every domain."""
+    keys = strategy.keys
+    signature = sign_request(shipped.digest(DELIVERY), keys)
+    shipped = replace(shipped, whitening=state.whitening, coordinator=keys.public.hex(), signature=signature)
+    messages = [
+        Message(replace(shipped, receipt=strategy.receipts.get(node, "")).to_records(), node, _DELIVER)
+        for node in strategy.roster
+    ]
+    for message in grid.send_and_receive(messages):
+        try:
+            reason = message.error.reason if message.has_error() else RoundReply.from_records(message.content).refusal
+        except Refused as refusal:
+            reason = str(refusal)
+        if reason:
+            _LOG.info("%s took no backbone: %s", strategy.roster[message.metadata.src_node_id], reason)
 
 
 def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None:

@@ -45,6 +45,10 @@ class Kind(enum.StrEnum):
     METRIC = "metric"  # noisy validation gain and user count
 
 
+DELIVERY = "backbone"
+"""What a coordinator signs besides questions: the backbone that a run ended with."""
+
+
 class Recipe(Section):
     """What every domain must do alike for its update to mean the same: shape, features, optimisation."""
 
@@ -113,8 +117,8 @@ class RoundRequest:
         _require_round(self.round)
         _require_figure("proximal-mu", self.proximal_mu)
 
-    def digest(self, kind: Kind) -> bytes:
-        """Hash of everything that a release of this kind depends on besides the domain's data.
+    def digest(self, kind: str) -> bytes:
+        """Hash of everything that a release of this kind (or a delivery) depends on besides the domain's data.
 
         The whitening counts by the digest in the recipe, so sending it along again does not change the request.
         """

@@ -19,6 +19,7 @@ _ORDER = (
     "isthmus calibrate",
     "isthmus simulate",
     "isthmus recommend",
+    "isthmus fit",
     "isthmus audit",
     "isthmus verify",
     "isthmus budget",

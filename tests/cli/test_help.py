@@ -34,6 +34,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus demo",
         "isthmus domain check",
         "isthmus domain import",
+        "isthmus fit",
         "isthmus keys revoke",
         "isthmus keys rotate",
         "isthmus keys show",

@@ -250,6 +250,10 @@ class Indiscreet(Answering):
         """Raise it."""
         raise self.error
 
+    def keep_backbone(self, request: RoundRequest) -> None:
+        """Raise it."""
+        raise self.error
+
     def epsilon(self) -> float:
         """Nothing spent."""
         return 0.0

@@ -82,7 +82,7 @@ def test_a_run_configuration_cannot_name_a_vault(tiny_federation: TinyFederation
     """It is the coordinator's, and signed by nobody: a plan or an address in it is not looked at."""
     plan = str(write_plan(tiny_federation(), tmp_path / "run"))
     node = {"partition-id": 0}
-    for theirs in ({"simulation": plan}, {"vault": "unix:/tmp/other.sock"}):
+    for theirs in ({"simulation": plan}, {"vault": "unix:other.sock"}):
         with pytest.raises(RunError, match="this node knows no vault"), vault_for(context(node, **theirs)):
             pass
     assert not (tmp_path / "run" / "books.db").exists()

@@ -25,7 +25,7 @@ from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
-from isthmus.cli.vault import vault  # noqa: E402
+from isthmus.cli.vault import fit, vault  # noqa: E402
 from isthmus.errors import IsthmusError  # noqa: E402
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("audit", epilog="Example: isthmus audit run --html run/audit.html")(
 app.command("verify", epilog="Example: isthmus verify run/ledgers/shopping.db --heads run/heads.db")(verify)
 app.command("budget", epilog="Example: isthmus budget run")(budget)
 app.command("vault", epilog="Example: isthmus vault isthmus-demo/shopping --socket shopping.sock")(vault)
+app.command("fit", epilog="Example: isthmus fit isthmus-demo/dining --ledger run/ledgers/dining.db --out serving")(fit)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
 

@@ -1,13 +1,16 @@
-"""`isthmus vault`: the process of a business unit that holds its data and answers a federation's questions."""
+"""Verbs of a business unit: `isthmus vault` answers a federation's questions, `isthmus fit` uses what came of it."""
 
+import json
 import signal
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from isthmus.cli.console import stderr
+from isthmus.cli.console import stderr, stdout
+from isthmus.cli.data import Json
 from isthmus.errors import ConfigError
 
 
@@ -62,3 +65,43 @@ def vault(  # noqa: PLR0913, PLR0917 - options
 
 def _say(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def fit(
+    domain: Annotated[Path, typer.Argument()],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to serve from; `serving` in the domain's where absent.")
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Ledger, instead of the one beside the data.")] = None,
+    threads: Annotated[int, typer.Option(help="Torch threads.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Fit the private head of a domain on the backbone that its last run ended with; nothing of it leaves.
+
+    DOMAIN is a domain folder, or the domain.toml in it. Afterwards `isthmus recommend --run OUT` serves its users.
+    The figures are raw, of the domain's own test items: not to be published.
+    """
+    from isthmus.clients.fitting import fit_delivered  # noqa: PLC0415 - takes seconds to import
+    from isthmus.config import load_domain  # noqa: PLC0415
+    from isthmus.report.words import METHODS  # noqa: PLC0415
+
+    config = load_domain(domain)
+    folder = out or config.folder / "serving"
+    fitted = fit_delivered(config, out=folder, ledger=ledger, threads=threads)
+    figures = {
+        method.value: {"hr@10": score.hr, "ndcg@10": score.ndcg, "mrr": score.mrr, "ndcg@10_ci95": score.ndcg_ci95}
+        for method, score in fitted.scores.items()
+    }
+    if as_json:
+        verdict = {"domain": config.name, "run": fitted.run, "verdict": fitted.head.verdict.value, "test": figures}
+        stdout.print_json(json.dumps(verdict))
+        return
+    table = Table(box=None)
+    for column in ("method", "HR@10", "NDCG@10", "95% interval", "MRR"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method, score in fitted.scores.items():
+        low, high = score.ndcg_ci95
+        interval = f"[{low:.4f}, {high:.4f}]"
+        table.add_row(METHODS[method.value], f"{score.hr:.4f}", f"{score.ndcg:.4f}", interval, f"{score.mrr:.4f}")
+    stdout.print(table)
+    stdout.print(f"verdict: {fitted.head.verdict.value}; served from {folder}", markup=False, highlight=False)
