@@ -8,6 +8,7 @@ which norm are not in a request. The room in the ledger is checked before any ta
 charge is on disk before anything is computed, and the answer is what the gate hands out.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -40,6 +41,9 @@ from isthmus.privacy.plan import DpSgdPlan, plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import require_asker
 from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest, arrays_digest
+
+MOST_WHITENINGS = 64
+"""Kept of those that were sent along; a run whose own was forgotten sends it again."""
 
 
 class Vault(Answering):
@@ -277,6 +281,7 @@ class Vault(Answering):
             partial = kept.with_suffix(f".{threading.get_native_id()}.part")
             save_file(arrays, partial)
             partial.replace(kept)
+            _forget_oldest(kept.parent)
         elif kept.is_file():
             arrays = load_file(kept)
         else:
@@ -290,6 +295,14 @@ class Vault(Answering):
         if self._seed is None:
             return SecureRandomness()
         return SeededRandomness(self._seed, self.name, request.run, request.round, kind.value)
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Keep the latest whitenings only: anybody who may ask can send one, and a disk is not endless."""
+    with contextlib.suppress(FileNotFoundError):  # another vault with the same cache tidies up, too
+        dated = sorted(folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+        for file in dated[:-MOST_WHITENINGS]:
+            file.unlink()
 
 
 def open_vault(

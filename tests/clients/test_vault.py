@@ -243,6 +243,21 @@ def test_an_unknown_whitening_is_refused_unpaid(open_vault: Opener, request_one:
     assert_nothing_happened(vault)
 
 
+def test_whitenings_that_are_sent_along_do_not_fill_the_disk(open_vault: Opener, request_one: RoundRequest) -> None:
+    """Whoever may ask can send any number; the latest are kept, and the one in use is among them."""
+    vault = open_vault()
+    for number in range(module.MOST_WHITENINGS + 5):
+        arrays = {name: array + np.float32(number) for name, array in request_one.whitening.items()}
+        recipe = request_one.recipe.model_copy(update={"whitening": arrays_digest(arrays).hex()})
+        bad = {"not": np.zeros(1, np.float32)}
+        with pytest.raises(Refused, match="parameters"):  # before anything is charged or computed
+            vault.release(Kind.UPDATE, dataclasses.replace(request_one, whitening=arrays, recipe=recipe, arrays=bad))
+    kept = list((vault._cache / "whitening").glob("*.safetensors"))
+    assert len(kept) == module.MOST_WHITENINGS
+    assert recipe.whitening in {file.stem for file in kept}
+    assert_nothing_happened(vault)
+
+
 @pytest.mark.parametrize("wrong", ["other", "not finite", "missing", "flat", "lengths", "nothing kept"])
 def test_a_whitening_that_is_not_one_is_refused_unpaid(
     open_vault: Opener, request_one: RoundRequest, wrong: str
