@@ -25,6 +25,12 @@ _ORDER = (
     "isthmus keys show",
     "isthmus keys revoke",
     "isthmus keys rotate",
+    "isthmus certs init",
+    "isthmus certs node",
+    "isthmus certs show",
+    "isthmus certs replace-ca",
+    "isthmus certs renew",
+    "isthmus certs retire-ca",
 )
 
 

@@ -21,6 +21,7 @@ for _switch, _value in (
 import typer  # noqa: E402
 
 from isthmus.cli.audit import audit, budget, verify  # noqa: E402
+from isthmus.cli.certs import certs_app  # noqa: E402
 from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
@@ -45,6 +46,7 @@ app.command("verify", epilog="Example: isthmus verify run/ledgers/shopping.db --
 app.command("budget", epilog="Example: isthmus budget run")(budget)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
+app.add_typer(certs_app)
 
 
 def main() -> None:
