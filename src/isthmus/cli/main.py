@@ -26,6 +26,7 @@ from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
+from isthmus.cli.server import server_app  # noqa: E402
 from isthmus.errors import IsthmusError  # noqa: E402
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command("budget", epilog="Example: isthmus budget run")(budget)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
 app.add_typer(certs_app)
+app.add_typer(server_app)
 
 
 def main() -> None:
