@@ -26,6 +26,13 @@ _ORDER = (
     "isthmus keys show",
     "isthmus keys revoke",
     "isthmus keys rotate",
+    "isthmus certs init",
+    "isthmus certs node",
+    "isthmus certs show",
+    "isthmus certs replace-ca",
+    "isthmus certs renew",
+    "isthmus certs retire-ca",
+    "isthmus server init",
 )
 _SERVICES = {"isthmus vault": "listening at "}
 """Verbs that go on until they are stopped, and what they say once they are up."""
@@ -40,6 +47,18 @@ def command(line: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Of a command."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"}
+
+
+_ELSEWHERE = {
+    "isthmus server up": "runs until it is stopped: tests/server/deploy/test_up.py",
+    "isthmus server status": "needs a server that is up: tests/server/deploy/test_up.py",
+    "isthmus server stop": "needs a server that is up: tests/server/deploy/test_up.py",
+    "isthmus server nodes add": "needs a server that is up: tests/server/deploy/test_nodes.py",
+    "isthmus server nodes list": "needs a server that is up: tests/server/deploy/test_nodes.py",
+    "isthmus server nodes remove": "needs a server that is up: tests/server/deploy/test_nodes.py",
+    "isthmus server log": "needs a server that was up: tests/server/deploy/test_up.py",
+}
+"""Examples that cannot run one after the other, and where the command is tested instead."""
 
 
 def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -62,7 +81,7 @@ def serve(line: str, words: str, cwd: Path) -> tuple[int, str]:
 def test_every_example_works_as_printed(tmp_path: Path) -> None:
     """All examples, one after the other, in one folder."""
     found = examples()
-    assert sorted(found) == sorted((*_ORDER, *_SERVICES))
+    assert sorted(found) == sorted((*_ORDER, *_SERVICES, *_ELSEWHERE))
     for words in _ORDER:
         done = run(found[words], tmp_path)
         assert done.returncode == 0, f"{found[words]}\n{done.stderr}"

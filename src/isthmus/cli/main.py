@@ -21,10 +21,12 @@ for _switch, _value in (
 import typer  # noqa: E402
 
 from isthmus.cli.audit import audit, budget, verify  # noqa: E402
+from isthmus.cli.certs import certs_app  # noqa: E402
 from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
+from isthmus.cli.server import server_app  # noqa: E402
 from isthmus.cli.vault import fit, vault  # noqa: E402
 from isthmus.errors import IsthmusError  # noqa: E402
 
@@ -48,6 +50,8 @@ app.command("vault", epilog="Example: isthmus vault isthmus-demo/shopping --sock
 app.command("fit", epilog="Example: isthmus fit isthmus-demo/dining --ledger run/ledgers/dining.db --out serving")(fit)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
+app.add_typer(certs_app)
+app.add_typer(server_app)
 
 
 def main() -> None:
