@@ -48,7 +48,7 @@ class UnixSocket:
 
     Attributes:
         path: Of the socket; who may write to it may ask.
-        group: Group that may ask besides the owner; the process' own where absent.
+        group: Name or number of the group that may ask besides the owner; the process' own where absent.
     """
 
     path: Path
@@ -265,7 +265,7 @@ def _bound(server: grpc.Server, where: UnixSocket | TlsPort) -> Iterator[str]:
 def _give_to(path: Path, group: str | None) -> None:
     if group is not None:
         try:
-            shutil.chown(path, group=group)
+            shutil.chown(path, group=int(group) if group.isdigit() else group)
         except (LookupError, OSError) as error:
             raise ConfigError(f"{path}: cannot be given to group {group!r}: {error}") from None
 

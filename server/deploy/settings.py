@@ -131,6 +131,11 @@ class ServerConfig(Section):
         return (self.folder / self.certificates).resolve()
 
     @property
+    def heads_log(self) -> Path:
+        """The coordinator's log of heads; its keys lie beside it."""
+        return self.state_folder / "heads.db"
+
+    @property
     def superlink(self) -> str:
         """Host and port of the SuperLink."""
         return f"127.0.0.1:{self.loopback_port}"

@@ -56,6 +56,9 @@ _ELSEWHERE = {
     "isthmus server nodes add": "needs a server that is up: tests/server/deploy/test_nodes.py",
     "isthmus server nodes list": "needs a server that is up: tests/server/deploy/test_nodes.py",
     "isthmus server nodes remove": "needs a server that is up: tests/server/deploy/test_nodes.py",
+    "isthmus invite": "needs a server that is up: tests/deployed/test_federation.py",
+    "isthmus join": "needs a kit, and so a server: tests/deployed/test_federation.py",
+    "isthmus leave": "needs a domain that has joined: tests/deployed/test_federation.py",
     "isthmus server log": "needs a server that was up: tests/server/deploy/test_up.py",
 }
 """Examples that cannot run one after the other, and where the command is tested instead."""

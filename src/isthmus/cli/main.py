@@ -24,6 +24,7 @@ from isthmus.cli.audit import audit, budget, verify  # noqa: E402
 from isthmus.cli.certs import certs_app  # noqa: E402
 from isthmus.cli.console import stderr  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
+from isthmus.cli.joining import invite, join, leave  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
 from isthmus.cli.server import server_app  # noqa: E402
@@ -48,6 +49,9 @@ app.command("verify", epilog="Example: isthmus verify run/ledgers/shopping.db --
 app.command("budget", epilog="Example: isthmus budget run")(budget)
 app.command("vault", epilog="Example: isthmus vault isthmus-demo/shopping --socket shopping.sock")(vault)
 app.command("fit", epilog="Example: isthmus fit isthmus-demo/dining --ledger run/ledgers/dining.db --out serving")(fit)
+app.command("invite", epilog="Example: isthmus invite dining")(invite)
+app.command("join", epilog="Example: isthmus join dining.zip isthmus-demo/dining")(join)
+app.command("leave", epilog="Example: isthmus leave isthmus-demo/dining")(leave)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
 app.add_typer(certs_app)
