@@ -3,7 +3,7 @@
     state = run_rounds(grid, federation, run="r1", folder=Path("out"), listener=print_rounds)
 
 Flower's `Strategy.start` can neither resume nor report, so the loop is ours, over the same three
-calls: `configure_train`, `send_and_receive`, `aggregate_train`. Each finished round is on disk before the
+steps: `configure_train`, an exchange of messages, `aggregate_train`. Each finished round is on disk before the
 next one starts.
 
 The shipped backbone is the evaluated one with the highest noisy gain over the text prior, and the prior
@@ -22,13 +22,12 @@ from flwr.serverapp import Grid
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
-from isthmus.errors import IsthmusError, Refused, RunError
+from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.privacy.requests import sign_request
 from isthmus.records import (
     DELIVERY,
     Arrays,
-    Kind,
     Recipe,
     RoundReply,
     RoundRequest,
@@ -40,8 +39,10 @@ from isthmus.records import (
 )
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.server.heads import HeadLog
+from isthmus.server.introduction import Meeting
+from isthmus.server.waiting import FOR_EVER, Patience, exchange
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
-from isthmus.strategies.guarded import OK, Guarded, mean_update
+from isthmus.strategies.guarded import FAILED, OK, Guarded, Outcome, mean_update
 
 _LOG = logging.getLogger(__name__)
 _DELIVER = f"{MessageType.QUERY}.{DELIVERY}"
@@ -59,6 +60,7 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     folder: Path,
     heads: HeadLog,
     listener: Listener,
+    patience: Patience = FOR_EVER,
 ) -> RunState:
     """Run a federation to its last round, from wherever an earlier process left off.
 
@@ -70,58 +72,70 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         folder: Where the checkpoint lives.
         heads: Where the domains' ledgers stood is noted there; its keys sign the requests.
         listener: Told about progress.
+        patience: How long to wait for whom.
 
     Raises:
-        RunError: If no domain answers, or the checkpoint is another run's.
+        RunError: If too few domains answer, or the checkpoint is another run's. What is finished is on disk.
     """
     # 1. Meet the domains: their names, and the moments of their public text.
-    roster, moments, receipts = _introduce(grid, federation, run, heads)
+    meeting = Meeting(grid, RoundRequest(run=run, round=0, recipe=recipe_of(federation, "")), heads, patience)
+    meeting.gather()
     checkpoint = folder / "checkpoint.safetensors"
     state = load_checkpoint(checkpoint, run=run, digest=federation.digest())
     if state is None:
-        state = _first_state(federation, moments, run)
+        state = _first_state(federation, meeting.moments, run)
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
-    strategy = make_strategy(federation.strategy, run=run, roster=roster, keys=heads.keys)
-    strategy.receipts = receipts
+    strategy = make_strategy(federation.strategy, run=run, roster=meeting.roster, keys=heads.keys)
+    strategy.receipts = meeting.receipts
     restore_strategy(strategy, state.strategy)
     listener(state)
     # 2. The whitening goes along with the first request, and again to whoever did not answer the one before.
     strategy.whitening = to_array_record(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
-        state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_), heads)
+        meeting.gather()  # whoever came, or came back, since the last round
+        strategy.roster = meeting.roster
+        state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_), heads, patience)
+        _require_an_answer(state.history[-1], patience)
         save_checkpoint(checkpoint, state)
         listener(state)
         if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
             break  # nobody has anything left to give; asking again changes nothing
     # 5. The backbone that is shipped, and receipts for the last replies; nothing is asked any more.
-    _deliver(grid, strategy, RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=state.best), state)
+    shipped = RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=state.best)
+    _deliver(grid, strategy, shipped, state, patience)
     return state
 
 
 def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
-    grid: Grid, federation: FederationConfig, strategy: Guarded, recipe: Recipe, state: RunState, heads: HeadLog
+    grid: Grid,
+    federation: FederationConfig,
+    strategy: Guarded,
+    recipe: Recipe,
+    state: RunState,
+    heads: HeadLog,
+    patience: Patience,
 ) -> RunState:
     """Train, aggregate, perhaps evaluate: the state after round `state.round`."""
     ask = RoundRequest(run=state.run, round=state.round, recipe=recipe)
     before = to_array_record(state.arrays)
     # 3. Ask every domain for an update; average what passes validation.
-    questions = strategy.configure_train(state.round, before, ask.config(), grid)
-    state, replies = _exchange(grid, questions, state)
+    questions = list(strategy.configure_train(state.round, before, ask.config(), grid))
+    state, replies = _exchange(grid, questions, state, patience)
     _note(replies, strategy, heads)
     after, _ = strategy.aggregate_train(state.round, replies)
-    outcomes = strategy.outcomes
+    outcomes = _with_the_silent(strategy, questions, patience)
     arrays = state.arrays if after is None else _float32(after)
     record = RoundRecord(round=state.round, update_norm=mean_update(state.arrays, arrays), outcomes=outcomes)
     state = replace(state, arrays=arrays, strategy=strategy_state(strategy))
     # 4. Every so often, ask what the new backbone is worth, in noisy figures.
     every = federation.strategy.evaluate_every
     if every and state.round % every == 0 and after is not None:
-        questions = strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid)
-        state, replies = _exchange(grid, questions, state)
+        questions = list(strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid))
+        state, replies = _exchange(grid, questions, state, patience)
         _note(replies, strategy, heads)
         metrics = strategy.aggregate_evaluate(state.round, replies)
-        record = replace(record, evaluations=strategy.outcomes)
+        record = replace(record, evaluations=_with_the_silent(strategy, questions, patience))
         if metrics is not None:
             gain, stddev = float(metrics["gain"]), float(metrics["gain-stddev"])  # type: ignore[arg-type]
             record = replace(record, gain=gain, gain_stddev=stddev)
@@ -130,15 +144,16 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
     return replace(state, history=(*state.history, record))
 
 
-def _exchange(grid: Grid, messages: Iterable[Message], state: RunState) -> tuple[RunState, list[Message]]:
+def _exchange(
+    grid: Grid, messages: list[Message], state: RunState, patience: Patience
+) -> tuple[RunState, list[Message]]:
     """Send, wait, and count what crossed."""
-    messages = list(messages)
-    replies = list(grid.send_and_receive(messages))
+    replies = exchange(grid, messages, patience)
     down, up = sum(map(content_bytes, messages)), sum(map(content_bytes, replies))
     return replace(state, bytes_down=state.bytes_down + down, bytes_up=state.bytes_up + up), replies
 
 
-def _deliver(grid: Grid, strategy: Guarded, shipped: RoundRequest, state: RunState) -> None:
+def _deliver(grid: Grid, strategy: Guarded, shipped: RoundRequest, state: RunState, patience: Patience) -> None:
     """Hand the backbone that a run ended with to every domain."""
     keys = strategy.keys
     signature = sign_request(shipped.digest(DELIVERY), keys)
@@ -147,13 +162,35 @@ def _deliver(grid: Grid, strategy: Guarded, shipped: RoundRequest, state: RunSta
         Message(replace(shipped, receipt=strategy.receipts.get(node, "")).to_records(), node, _DELIVER)
         for node in strategy.roster
     ]
-    for message in grid.send_and_receive(messages):
+    for message in exchange(grid, messages, patience):
         try:
             reason = message.error.reason if message.has_error() else RoundReply.from_records(message.content).refusal
         except Refused as refusal:
             reason = str(refusal)
         if reason:
             _LOG.info("%s took no backbone: %s", strategy.roster[message.metadata.src_node_id], reason)
+
+
+def _with_the_silent(strategy: Guarded, questions: list[Message], patience: Patience) -> dict[str, Outcome]:
+    """What became of each domain, those included that said nothing."""
+    asked = {question.metadata.dst_node_id for question in questions}
+    late = "" if patience.deadline is None else f" within {patience.deadline:g} s"
+    silent = {
+        name: Outcome(status=FAILED, reason=f"no answer{late}" if node in asked else "not connected")
+        for node, name in strategy.roster.items()
+        if name not in strategy.outcomes
+    }
+    return dict(sorted({**silent, **strategy.outcomes}.items()))
+
+
+def _require_an_answer(record: RoundRecord, patience: Patience) -> None:
+    """Stop, to be resumed at this very round, where nobody's update came in and somebody's still may."""
+    outcomes = record.outcomes.values()
+    if patience.deadline is None or any(outcome.status == OK for outcome in outcomes):
+        return
+    missing = [f"{name}: {outcome.reason}" for name, outcome in record.outcomes.items() if outcome.status == FAILED]
+    if missing:
+        raise RunError(f"round {record.round}: nobody's update came in: {'; '.join(missing)}")
 
 
 def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None:
@@ -168,48 +205,6 @@ def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None
         except Refused as refusal:  # of the reply itself, the strategy says why
             strategy.receipts.pop(node, None)
             _LOG.warning("no receipt: %s", refusal)
-
-
-def _introduce(
-    grid: Grid, federation: FederationConfig, run: str, heads: HeadLog
-) -> tuple[dict[int, str], dict[str, TextMoments], dict[int, str]]:
-    """Ask every node who it is and for its public text moments; (node to name, name to moments, node to receipt)."""
-    request = RoundRequest(run=run, round=0, recipe=recipe_of(federation, ""))
-    signature = sign_request(request.digest(Kind.CATALOGUE), heads.keys)
-    request = replace(request, coordinator=heads.keys.public.hex(), signature=signature)
-    messages = [
-        Message(request.to_records(), node, f"{MessageType.QUERY}.{Kind.CATALOGUE}") for node in grid.get_node_ids()
-    ]
-    roster: dict[int, str] = {}
-    moments: dict[str, TextMoments] = {}
-    receipts: dict[int, str] = {}
-    refusals = []
-    for message in grid.send_and_receive(messages):
-        if message.has_error():
-            refusals.append(f"node {message.metadata.src_node_id}: {message.error.reason}")
-            continue
-        try:
-            reply = RoundReply.from_records(message.content)
-            if reply.refusal:
-                raise Refused(f"{reply.domain}: {reply.refusal}")
-            if reply.domain in moments:
-                raise Refused(f"two nodes say they are {reply.domain!r}")
-            found = TextMoments(
-                count=int(reply.values["count"]),
-                mean=reply.arrays["mean"].astype(np.float64),
-                second=reply.arrays["second"].astype(np.float64),
-            )
-            receipts[message.metadata.src_node_id] = heads.note(reply, domain=reply.domain)
-            moments[reply.domain], roster[message.metadata.src_node_id] = found, reply.domain
-        except IsthmusError as error:
-            refusals.append(str(error))
-        except (KeyError, ValueError, OverflowError) as error:
-            refusals.append(f"node {message.metadata.src_node_id}: its moments cannot be read: {error!r}")
-    for refusal in refusals:
-        _LOG.warning("did not join the run: %s", refusal)
-    if not roster:
-        raise RunError("no domain joined the run: " + ("; ".join(refusals) or "no node is connected"))
-    return roster, moments, receipts
 
 
 def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], run: str) -> RunState:

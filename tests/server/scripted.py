@@ -1,5 +1,6 @@
 """Domains that answer what a script says: for what no honest vault can be made to do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from isthmus.records import RoundReply, RoundRequest
 from isthmus.server.checkpoint import RunState
 from isthmus.server.heads import HeadLog
 from isthmus.server.loop import run_rounds
+from isthmus.server.waiting import FOR_EVER, Patience
 
 NAMES = ("books", "games", "music")
 EMPTY = RoundReply(domain="", run="", round=0)
@@ -105,13 +107,31 @@ class Scripted:
         return Message(reply.to_records(), reply_to=message)
 
 
-def run_script(file: Path, script: Script, folder: Path, *, nodes: int = 2, rounds: int = 4) -> list[RunState]:
+def run_script(
+    file: Path,
+    script: Script,
+    folder: Path,
+    *,
+    nodes: int = 2,
+    rounds: int = 4,
+    grid_type: Callable[..., InProcessGrid] = InProcessGrid,
+    patience: Patience = FOR_EVER,
+) -> list[RunState]:
     """Run a federation file over scripted domains; the states that a listener hears, from round 0 on."""
     heard: list[RunState] = []
-    with InProcessGrid(Scripted(script).app(), nodes=nodes, run_config={}) as grid:
+    with grid_type(Scripted(script).app(), nodes=nodes, run_config={}) as grid:
         heads = HeadLog(folder / "heads.db")
-        run_rounds(
-            grid, load_federation(file), run="r1", rounds=rounds, folder=folder, heads=heads, listener=heard.append
-        )
-        heads.close()
+        try:
+            run_rounds(
+                grid,
+                load_federation(file),
+                run="r1",
+                rounds=rounds,
+                folder=folder,
+                heads=heads,
+                listener=heard.append,
+                patience=patience,
+            )
+        finally:
+            heads.close()
     return heard
