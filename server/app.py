@@ -9,28 +9,43 @@ The same object runs on the in-process grid, on Ray and on a SuperLink. The run 
 `domains`, `joining`, `deadline` and `poll` (see `isthmus.server.waiting`); a simulation waits for everybody.
 """
 
+import contextlib
+import fcntl
 import functools
-from collections.abc import Mapping
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from isthmus.backbone_file import save_backbone
 from isthmus.config import load_federation
 from isthmus.errors import RunError
 from isthmus.server.checkpoint import RunState
 from isthmus.server.heads import HeadLog
 from isthmus.server.loop import Listener, run_rounds
+from isthmus.server.shipping import shipped_backbone
 from isthmus.server.waiting import FOR_EVER, Patience
 
+_LOG = logging.getLogger(__name__)
+
 _AGAIN_SECONDS = 10.0  # a node whose vault is not up yet is asked again after so long
+_LOCK_SECONDS = 120.0  # that a process which was given up may take to see it; Flower looks twice a minute
 
 
-def _silent(state: RunState) -> None:
-    """The listener of a run that nobody watches."""
+def _tell(state: RunState) -> None:
+    """Log a finished round, for whoever reads the log of a deployed run."""
+    if not state.history or state.history[-1].round != state.round:
+        return
+    outcomes = state.history[-1].outcomes.items()
+    words = (f"{name} {outcome.status}{outcome.reason and f' ({outcome.reason})'}" for name, outcome in outcomes)
+    _LOG.info("round %d: %s", state.round, ", ".join(words))
 
 
-def make_app(listener: Listener = _silent) -> ServerApp:
+def make_app(listener: Listener = _tell) -> ServerApp:
     """A ServerApp that runs the federation named in its run configuration.
 
     Args:
@@ -54,9 +69,14 @@ def _main(listener: Listener, grid: Grid, context: Context) -> None:
     except ValueError as error:
         raise RunError(f"the run configuration's `rounds` and `seed` must be whole numbers: {error}") from None
     federation = federation.model_copy(update={"seed": None if seed < 0 else seed})
-    heads = HeadLog(log)
-    try:
-        run_rounds(
+    deployed = patience is not FOR_EVER
+    with contextlib.ExitStack() as stack:
+        if deployed:
+            _speak()
+            stack.enter_context(_alone(folder))
+        heads = HeadLog(log)
+        stack.callback(heads.close)
+        state = run_rounds(
             grid,
             federation,
             run=run,
@@ -66,8 +86,31 @@ def _main(listener: Listener, grid: Grid, context: Context) -> None:
             listener=listener,
             patience=patience,
         )
-    finally:
-        heads.close()
+        if deployed:  # a simulation writes it with the rest of its results
+            save_backbone(folder / "backbone.safetensors", shipped_backbone(state, federation))
+            _LOG.info("finished after round %d of %d; shipped: round %d", state.round, rounds, state.best_round)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that a process that was given up and is still there writes nothing beside this one."""
+    with (folder / "run.lock").open("a", encoding="ascii") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RunError(f"{folder}: another process is working on this run, and does not end") from None
+            time.sleep(0.2)
+        yield
+
+
+def _speak() -> None:
+    """Write what Isthmus has to say where Flower collects the words of a run."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("isthmus").setLevel(logging.INFO)
 
 
 def _patience(settings: Mapping[str, bool | float | int | str]) -> Patience:

@@ -67,6 +67,7 @@ class _Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.part.environment},
+                cwd=self.log.parent.parent,  # a run's paths, which every node sees, are relative to the state folder
                 start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
             )
         self.started = time.monotonic()

@@ -51,6 +51,7 @@ def environment() -> dict[str, str]:
 
 _ELSEWHERE = {
     "isthmus server up": "runs until it is stopped: tests/server/deploy/test_up.py",
+    "isthmus server run": "needs a server and nodes: tests/server/deploy/test_runs.py",
     "isthmus server status": "needs a server that is up: tests/server/deploy/test_up.py",
     "isthmus server stop": "needs a server that is up: tests/server/deploy/test_up.py",
     "isthmus server nodes add": "needs a server that is up: tests/server/deploy/test_nodes.py",

@@ -53,6 +53,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus server nodes add",
         "isthmus server nodes list",
         "isthmus server nodes remove",
+        "isthmus server run",
         "isthmus server status",
         "isthmus server stop",
         "isthmus server up",

@@ -1,4 +1,4 @@
-"""Verbs of the coordinator: `isthmus server init`, `up`, `status`, `log`, `stop`, and `nodes add`, `list`, `remove`."""
+"""Verbs of the coordinator: `isthmus server init`, `up`, `run`, `status`, `log`, `stop`, and those of `nodes`."""
 
 import json
 import logging
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from isthmus.cli.console import stdout
+from isthmus.cli.console import stderr, stdout
 from isthmus.cli.data import Json
 from isthmus.errors import RunError
 
 if TYPE_CHECKING:
     from isthmus.server.deploy.parts import Part
+    from isthmus.server.deploy.runs import DeployedRun, Progress
+    from isthmus.server.deploy.settings import ServerConfig
     from isthmus.server.deploy.status import ServerStatus
 
 server_app = typer.Typer(name="server", help="Run the coordinator of a deployed federation.", no_args_is_help=True)
@@ -27,6 +29,7 @@ server_app.add_typer(nodes_app)
 Server = Annotated[Path, typer.Option("--server", help="The coordinator's server.toml.")]
 _SERVER = Path("server.toml")
 _FOLLOW_SECONDS = 0.2  # between two looks at a log
+_WATCH_SECONDS = 0.5  # between two looks at a run
 
 
 def _say(line: str) -> None:
@@ -184,6 +187,68 @@ def stop(
         stdout.print_json(json.dumps({"ended": ended}))
     else:
         _say(f"{ended} has ended")
+
+
+@server_app.command("run", epilog="Example: isthmus server run isthmus-demo/federation.toml --rounds 2")
+def run(  # noqa: PLR0913, PLR0917 - options
+    federation: Annotated[Path, typer.Argument()],
+    server: Server = _SERVER,
+    rounds: Annotated[int | None, typer.Option(help="Rounds, instead of the file's.", min=1)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draw the first backbone from this seed. Such a run is NOT private.", min=0)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this federation's latest run.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return; `status` and `log` show it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a run on the coordinator that is up, and report each round; exit 1 if it does not come to its end.
+
+    FEDERATION is a federation file; its domains are who is connected, not the folders that it names. Ctrl-C stops only
+    the reporting: the run goes on.
+    """
+    from isthmus.server.deploy.runs import begin_run, resume_run  # noqa: PLC0415 - takes seconds to import
+    from isthmus.server.deploy.settings import load_server  # noqa: PLC0415
+
+    if resume and seed is not None:
+        raise typer.BadParameter("a run that is resumed has its seed already", param_hint="--seed")
+    config = load_server(server)
+    if resume:
+        started = resume_run(config, federation, rounds=rounds)
+    else:
+        started = begin_run(config, federation, rounds=rounds, seed=seed)
+    stderr.print(f"run {started.run}: {started.rounds} rounds", markup=False, highlight=False)
+    if started.seed >= 0:
+        stderr.print("note: the run has a seed, so it is NOT private", markup=False, highlight=False)
+    over = None if detach else _watch(config, started)
+    report = {**asdict(started), "finished": None if over is None else over.round}
+    if as_json:
+        stdout.print_json(json.dumps(report))
+    elif over is not None:
+        _say(f"{started.run}: {over.round} of {started.rounds} rounds")
+    if over is not None and (over.flower is None or over.flower.result != "completed"):
+        why = (
+            "Flower knows nothing of it any more"
+            if over.flower is None
+            else f"{over.flower.result}: {over.flower.details}"
+        )
+        raise RunError(f"run {started.run} ended in round {over.round} of {started.rounds}: {why}. `--resume` goes on.")
+
+
+def _watch(config: "ServerConfig", run: "DeployedRun") -> "Progress":
+    """Report each round as it is finished, until the run is over."""
+    from isthmus.server.deploy.runs import progress_of  # noqa: PLC0415 - takes seconds to import
+
+    shown: int | None = None
+    while True:
+        progress = progress_of(config, run)
+        for record in progress.state.history if progress.state else ():
+            if shown is not None and record.round > shown:
+                words = ", ".join(f"{name} {outcome.status}" for name, outcome in record.outcomes.items())
+                stderr.print(f"round {record.round} of {run.rounds}: {words}", markup=False, highlight=False)
+        shown = progress.round
+        if progress.over:
+            return progress
+        time.sleep(_WATCH_SECONDS)
 
 
 @nodes_app.command("add", epilog="Example: isthmus server nodes add books --key books.pub")

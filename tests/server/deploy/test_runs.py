@@ -1,0 +1,212 @@
+"""Runs on a real coordinator, with real SuperNodes that come through the public port."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import TinyDomain, TinyFederation
+from tests.server.deploy.conftest import free_ports, new_server
+from tests.server.deploy.running import call, eventually, running
+
+from isthmus.backbone_file import load_backbone
+from isthmus.config import load_federation
+from isthmus.errors import RunError
+from isthmus.server.deploy.bundle import SETTINGS, Bundle, make_bundle
+from isthmus.server.deploy.certs import make_node_key
+from isthmus.server.deploy.runs import Progress, begin_run, latest_run, progress_of, resume_run
+from isthmus.server.deploy.settings import ServerConfig
+
+STEPS = {"books": 0.01, "games": 0.03}
+_WAITING = "deadline = 15\njoining = 60\n"
+
+
+def scripted() -> Bundle:
+    """A bundle that ships a ClientApp of the test's own."""
+    code = (Path(__file__).parent / "scripted_client.py").read_bytes()
+    return make_bundle({"scripted_client.py": code}, clientapp="scripted_client:app")
+
+
+def test_the_bundle_carries_no_code() -> None:
+    """One file of settings, the same bytes each time; both apps are references into the installed package."""
+    bundle = make_bundle()
+    names = zipfile.ZipFile(BytesIO(bundle.content)).namelist()
+    assert names == ["pyproject.toml", ".info/CONTENT"]
+    assert make_bundle() == bundle
+    text = zipfile.ZipFile(BytesIO(bundle.content)).read("pyproject.toml").decode()
+    assert 'serverapp = "isthmus.server.app:app"' in text
+    assert 'clientapp = "isthmus.clients.app:app"' in text
+    assert all(f"\n{key} = " in text for key in SETTINGS)
+
+
+def test_a_bundle_that_carries_code_is_another_one() -> None:
+    """The mutant: a business unit that expects the digest sees it."""
+    assert scripted().digest != make_bundle().digest
+
+
+@dataclass
+class Nodes:
+    """SuperNodes of a coordinator, each with a key of its own."""
+
+    config: ServerConfig
+    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    def start(self, name: str, **settings: float) -> None:
+        """Register a node, unless it is known, and let it connect to the public port."""
+        key = self.config.folder / name
+        if not key.with_suffix(".key").exists():
+            make_node_key(key)
+            call(self.config.folder, "server", "nodes", "add", name, "--key", f"{key}.pub")
+        words = {"domain": f'"{name}"', "step": STEPS.get(name, 0.01), **settings}
+        command = [
+            *(str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.config.public),
+            *("--root-certificates", str(self.config.certificates_folder / "ca.crt")),
+            *("--auth-supernode-private-key", f"{key}.key", "--port", str(free_ports(1)[0])),
+            *("--node-config", " ".join(f"{word}={value}" for word, value in words.items())),
+        ]
+        environment = {
+            **os.environ,
+            "FLWR_HOME": str(self.config.folder / f"{name}-home"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        with (self.config.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def stop(self) -> None:
+        """End all of them."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
+    """A coordinator that needs two domains."""
+    return new_server(tmp_path_factory.mktemp("runs"), domains=2, extra=_WAITING)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A federation of four rounds without evaluations; seeded, so that runs can be compared."""
+    domain = TinyDomain(tmp_path_factory.mktemp("federation"))
+    return TinyFederation(domain)(evaluate_every=0)
+
+
+@pytest.fixture(scope="module")
+def nodes(config: ServerConfig) -> Iterator[Nodes]:
+    """None yet."""
+    nodes = Nodes(config)
+    yield nodes
+    nodes.stop()
+
+
+def finished(config: ServerConfig, rounds: int) -> bool:
+    """Whether the latest run has finished so many rounds."""
+    run = latest_run(config)
+    return run is not None and progress_of(config, run, ask=False).round >= rounds
+
+
+def over(config: ServerConfig) -> Progress:
+    """The latest run, once it is over."""
+    run = latest_run(config)
+    assert run is not None
+    eventually(lambda: progress_of(config, run).over, 120, "the run is over")
+    return progress_of(config, run)
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_happened(
+    config: ServerConfig, nodes: Nodes, file: Path
+) -> None:
+    """`kill -9` of the SuperExec with the ServerApp after one round, of the whole coordinator after another."""
+    with running(config.folder) as up:
+        for name in STEPS:
+            nodes.start(name)
+        run = begin_run(config, file, rounds=None, seed=None, bundle=scripted())
+        with pytest.raises(RunError, match=r"is going on .* `isthmus server stop --run` ends it"):
+            begin_run(config, file, rounds=None, seed=None)
+        eventually(lambda: finished(config, 1), 120, "round 1")
+        os.kill(up.part("superexec")["pid"], signal.SIGKILL)
+        eventually(lambda: up.part("superexec")["restarts"] == 1, what="the SuperExec is back")
+        again = resume_run(config, file, rounds=None, bundle=scripted())
+        assert again.run == run.run
+        assert again.flower != run.flower
+        eventually(lambda: finished(config, 3), 120, "round 3")
+        up.kill()
+    with running(config.folder):
+        resume_run(config, file, rounds=None, bundle=scripted())
+        ended = over(config)
+        assert ended.flower is not None
+        assert (ended.flower.result, ended.round) == ("completed", 4), ended.flower.details
+        with pytest.raises(RunError, match="has finished its 4 rounds"):
+            resume_run(config, file, rounds=None)
+    assert ended.state is not None
+    assert [sorted(record.outcomes) for record in ended.state.history] == [["books", "games"]] * 4
+    assert all(outcome.status == "ok" for record in ended.state.history for outcome in record.outcomes.values())
+    for name, array in ended.state.arrays.items():
+        assert np.allclose(array - ended.state.best[name], 4 * np.mean(list(STEPS.values())), atol=1e-6)
+    shipped = load_backbone(config.state_folder / "runs" / run.run / "backbone.safetensors")
+    assert shipped.round == 0  # nothing was evaluated, so the prior is what is shipped
+
+
+@pytest.mark.slow
+def test_a_round_goes_on_without_a_slow_node_and_the_command_says_so(
+    config: ServerConfig, nodes: Nodes, file: Path
+) -> None:
+    """With the real bundle, nodes without a vault: the reason is printed. With a slow one: the deadline holds."""
+    with running(config.folder):
+        eventually(lambda: _online(config) == {"books", "games"}, 90, "nodes are back")
+        said = call(config.folder, "server", "run", file, "--rounds", 1, code=2)
+        assert "no domain joined the run" in said
+        assert "cannot reach its vault" in said
+        assert "Traceback" not in said
+        nodes.processes["games"].terminate()
+        nodes.processes["games"].wait()
+        nodes.start("games", **{"slow-round": 2})
+        eventually(lambda: _online(config) == {"books", "games"}, 90, "games is back")
+        begin_run(config, file, rounds=2, seed=None, bundle=scripted())
+        ended = over(config)
+        assert ended.state is not None
+        assert ended.state.history[1].outcomes["games"].reason == "no answer within 15 s"
+        assert ended.state.history[1].outcomes["books"].status == "ok"
+        assert ended.flower is not None
+        assert ended.flower.result == "completed"
+        log = call(config.folder, "server", "log")
+        assert "round 2: books ok, games error (no answer within 15 s)" in log
+
+
+def _online(config: ServerConfig) -> set[str]:
+    listed = json.loads(call(config.folder, "server", "nodes", "list", "--json"))
+    return {node["name"] for node in listed if node["status"] == "online"}
+
+
+@pytest.mark.slow
+def test_a_run_cannot_go_on_with_another_federation_file(config: ServerConfig, file: Path, tmp_path: Path) -> None:
+    """It would be another run."""
+    changed = tmp_path / "federation.toml"
+    changed.write_text(file.read_text().replace("learning_rate = 0.5", "learning_rate = 0.25"))
+    assert load_federation(changed).digest() != load_federation(file).digest()
+    with pytest.raises(RunError, match="is not what run tiny-.* began with"):
+        resume_run(config, changed, rounds=9)
+    changed.write_text(file.read_text().replace('"tiny"', '"other"'))
+    with pytest.raises(RunError, match="there is no run of 'other' to go on with"):
+        resume_run(config, changed, rounds=9)
+
+
+def test_a_run_needs_a_server_that_is_up(tmp_path: Path, tiny_federation: TinyFederation) -> None:
+    """Nothing is left behind."""
+    config = new_server(tmp_path / "server")
+    with pytest.raises(RunError, match="Is `isthmus server up` running"):
+        begin_run(config, tiny_federation(), rounds=None, seed=None)
+    assert not (config.state_folder / "runs").exists()
