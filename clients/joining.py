@@ -28,7 +28,7 @@ from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, Refused, RunError
 from isthmus.privacy.kit import CA, NODE_KEY, Kit, read_kit
 from isthmus.privacy.program import code_hash
-from isthmus.supervision import Part
+from isthmus.supervision import Part, find_program, free_port
 
 _ACCEPTED = "accepted.json"
 _FLOWER = {
@@ -136,11 +136,11 @@ def node_part(member: Membership, vault: str) -> Part:
         member: The kit that was accepted.
         vault: Address of the vault.
     """
-    port = _free_port()
+    port = free_port()
     return Part(
         name="node",
         command=(
-            *(_program("flower-supernode"), "--superlink", member.kit.address),
+            *(find_program("flower-supernode"), "--superlink", member.kit.address),
             *("--root-certificates", str(member.node_folder / CA)),
             *("--auth-supernode-private-key", str(member.node_folder / NODE_KEY)),
             *("--host", "127.0.0.1", "--port", str(port)),
@@ -207,13 +207,6 @@ def _isthmus() -> tuple[str, ...]:
     return (sys.executable, "-c", "from isthmus.cli import main; main()")
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise RunError(f"{name} is not installed beside isthmus; it comes with flwr. `pip install isthmus` again.")
-    return found
-
-
 def _serves(address: str) -> bool:
     """Whether a vault answers, its tables loaded."""
     with grpc.secure_channel(address, grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)) as channel:
@@ -228,8 +221,3 @@ def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

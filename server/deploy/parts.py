@@ -15,45 +15,21 @@ import http.client
 import ipaddress
 import os
 import secrets
-import shutil
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from isthmus.durable import write_durably
-from isthmus.errors import RunError
 from isthmus.server.deploy.certs import AUTHORITY, SERVER, SERVER_KEY
 from isthmus.server.deploy.proxy import caddyfile, find_caddy
 from isthmus.server.deploy.settings import ServerConfig, bracketed
+from isthmus.supervision import Part, find_program
 
-SECRET, CADDYFILE = "superexec.secret", "Caddyfile"
+SECRET, CADDYFILE, HEALTH_PORT = "superexec.secret", "Caddyfile", "superexec.port"
 
 _SECONDS = 5.0  # that a readiness check waits for an answer
 _PROXY_FILES = 64  # that Caddy has open besides its connections
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One program.
-
-    Attributes:
-        name: Of the part.
-        command: Program and arguments.
-        listening: Where, and for whom, for people to read.
-        ready: Whether it answers as it should.
-        environment: Variables that it gets besides the coordinator's own.
-        files: Most files and connections that it may have open; 0 for no limit of ours.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    listening: str
-    ready: Callable[[], bool]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    files: int = 0
 
 
 def prepare_state(config: ServerConfig) -> None:
@@ -85,7 +61,7 @@ def parts_of(config: ServerConfig, health_port: int) -> tuple[Part, Part, Part]:
     superlink = Part(
         name="superlink",
         command=(
-            *(_program("flower-superlink"), "--host", "127.0.0.1", "--port", str(config.loopback_port)),
+            *(find_program("flower-superlink"), "--host", "127.0.0.1", "--port", str(config.loopback_port)),
             *("--ssl-ca-certfile", authority),
             *("--ssl-certfile", str(certificates / SERVER), "--ssl-keyfile", str(certificates / SERVER_KEY)),
             *("--enable-supernode-auth", "--database", str(state / "superlink.db")),
@@ -95,11 +71,12 @@ def parts_of(config: ServerConfig, health_port: int) -> tuple[Part, Part, Part]:
         listening=f"https://{config.superlink}  this machine only: Flower's Fleet, Control and Runtime APIs",
         ready=lambda: _status(config, config.superlink, "127.0.0.1", "GET", "/health") == 200,
         environment=flower,
+        reload=True,
     )
     superexec = Part(
         name="superexec",
         command=(
-            *(_program("flower-superexec"), "--runtime-api-address", config.superlink),
+            *(find_program("flower-superexec"), "--runtime-api-address", config.superlink),
             *("--root-certificates", authority, "--superexec-auth-secret-file", secret),
             *("--health-server-address", f"127.0.0.1:{health_port}"),
         ),
@@ -116,17 +93,10 @@ def parts_of(config: ServerConfig, health_port: int) -> tuple[Part, Part, Part]:
             _status(config, _public_from_here(config), config.address, "POST", "/v1/fleet/pull-messages") == 401
         ),
         environment={"XDG_DATA_HOME": str(state / "proxy"), "XDG_CONFIG_HOME": str(state / "proxy")},
+        reload=True,
         files=2 * config.limits.connections + _PROXY_FILES,  # one from outside, one to the SuperLink
     )
     return superlink, superexec, proxy
-
-
-def _program(name: str) -> str:
-    """A program of Flower's, beside this interpreter or on the path."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise RunError(f"{name} is not installed beside isthmus; it comes with flwr. `pip install isthmus` again.")
-    return found
 
 
 def _public_from_here(config: ServerConfig) -> str:

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from isthmus.config import load_federation
+from isthmus.config import load_federation, seeded_run
 from isthmus.durable import write_durably
 from isthmus.errors import RunError
 from isthmus.server.checkpoint import RunState, load_checkpoint
@@ -79,9 +79,11 @@ def begin_run(
         RunError: If a run is going on, or the server is not up.
     """
     federation = load_federation(file)
-    chosen = federation.seed if seed is None else seed
+    if seed is not None:
+        federation = federation.model_copy(update={"seed": seed})
+    chosen = federation.seed
     run = DeployedRun(
-        run=f"{federation.name}-{uuid.uuid4().hex[:12]}",
+        run=f"{federation.name}-{uuid.uuid4().hex[:12]}" if chosen is None else seeded_run(federation),
         federation=federation.name,
         rounds=rounds or federation.strategy.rounds,
         seed=-1 if chosen is None else chosen,
@@ -94,6 +96,11 @@ def begin_run(
                 f"`isthmus server stop --run` ends it; `run --resume` goes on with one that is stuck."
             )
         folder = _folder(config, run.run)
+        if folder.exists():
+            raise RunError(
+                f"this run has a seed and was started before ({folder}), and domains answer a round once. `--resume` "
+                f"goes on with it; another --seed, or none, starts another one."
+            )
         folder.mkdir(parents=True)
         shutil.copyfile(file, folder / "federation.toml")
         return _start(config, control, run, bundle or make_bundle())

@@ -5,20 +5,15 @@ stop_server(config)
 """
 
 import json
-import os
-import signal
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from isthmus.errors import RunError
 from isthmus.server.deploy.certs import show_certificates
 from isthmus.server.deploy.control import Control, FlowerRun, Node
-from isthmus.server.deploy.parts import parts_of
+from isthmus.server.deploy.parts import HEALTH_PORT, parts_of
 from isthmus.server.deploy.settings import ServerConfig
-from isthmus.server.deploy.supervisor import STATE, running_pid
-
-_STOP_SECONDS = 60.0
+from isthmus.supervision import STATE, running_pid, stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +95,7 @@ def stop_server(config: ServerConfig) -> int:
     pid = running_pid(config.state_folder)
     if pid is None:
         raise RunError(f"no server is up with {config.state_folder}.")
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while running_pid(config.state_folder) is not None:
-        if time.monotonic() > deadline:
-            raise RunError(f"process {pid} has not ended after {_STOP_SECONDS:g} s; `kill -9 {pid}` ends it.")
-        time.sleep(0.1)
+    stop(config.state_folder)
     return pid
 
 
@@ -113,9 +103,10 @@ def _parts(config: ServerConfig) -> tuple[PartStatus, ...]:
     """The programs that the supervisor wrote down, each asked; none while it is starting."""
     try:
         noted = json.loads((config.state_folder / STATE).read_text(encoding="utf-8"))
+        port = int((config.state_folder / HEALTH_PORT).read_text(encoding="ascii"))
     except FileNotFoundError:
         return ()
-    parts = {part.name: part for part in parts_of(config, int(noted["health_port"]))}
+    parts = {part.name: part for part in parts_of(config, port)}
     return tuple(
         PartStatus(
             name=one["name"],

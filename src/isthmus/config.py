@@ -320,6 +320,11 @@ class FederationConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def seeded_run(federation: FederationConfig) -> str:
+    """Id of a run whose noise can be repeated: the same wherever it runs, because the noise follows from it."""
+    return f"seeded-{federation.digest()[:24]}"
+
+
 def load_domain(path: str | Path) -> DomainConfig:
     """Read a domain's configuration.
 

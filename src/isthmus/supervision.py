@@ -1,6 +1,6 @@
 """Keep some programs running until told to stop, and leave none of them behind.
 
-    supervise(parts, state=Path("state"), started=print_listening)      # returns after SIGTERM or Ctrl-C
+    supervise(lambda: [Part(...), ...], state=Path("state"), started=print_listening)   # until SIGTERM or Ctrl-C
 
 A program that dies is started again, later each time; one that keeps dying ends the whole. If the supervisor itself
 is killed, its programs die with it (see `isthmus.tether`), and the next `supervise` finds its state where it was.
@@ -12,7 +12,9 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +39,8 @@ _MOST_DEATHS = 8  # in a row
 _LOG_BYTES = 20_000_000  # above which a log is put aside when its program is started
 
 STATE, LOCK, LOGS = "up.json", "up.lock", "logs"
+OWN_LOG = "supervisor.log"
+"""Of whoever watches, among the logs of what is watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Part:
 
     Attributes:
         name: Of the part.
-        command: Program and arguments.
+        command: Program and arguments; it runs in the state folder.
         listening: Where, and for whom, for people to read.
         ready: Whether it answers as it should.
         environment: Variables that it gets besides this process's own.
@@ -91,6 +95,7 @@ class _Child:
                 user=self.part.user and self.part.user[0],
                 group=self.part.user and self.part.user[1],
                 extra_groups=None if self.part.user is None else [],
+                cwd=self.log.parent.parent,  # the state folder: a run's paths, which every node sees, are relative to it
                 start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
             )
         self.started = time.monotonic()
@@ -126,11 +131,12 @@ class _Signals:
             self.stop = True
 
 
-def supervise(parts: Sequence[Part], *, state: Path, started: Callable[[], None]) -> None:
+def supervise(make: Callable[[], Sequence[Part]], *, state: Path, started: Callable[[Sequence[Part]], None]) -> None:
     """Run programs until SIGTERM or Ctrl-C.
 
     Args:
-        parts: Started in this order, each when the one before is ready; ended in the other order.
+        make: The programs, asked for once the state folder is held; each is started when the one before is ready, and
+            they are ended in the other order.
         state: Folder of logs, and of what says that they are running.
         started: Called once, when every program is ready.
 
@@ -139,7 +145,7 @@ def supervise(parts: Sequence[Part], *, state: Path, started: Callable[[], None]
     """
     with alone(state):
         (state / LOGS).mkdir(exist_ok=True)
-        children = [_Child(part, state / LOGS / f"{part.name}.log") for part in parts]
+        children = [_Child(part, state / LOGS / f"{part.name}.log") for part in make()]
         signals = _Signals()
         before = {number: signal.signal(number, signals) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         try:
@@ -147,7 +153,7 @@ def supervise(parts: Sequence[Part], *, state: Path, started: Callable[[], None]
                 _bring_up(child, signals)
             if not signals.stop:
                 _note(state, children)
-                started()
+                started([child.part for child in children])
             while not signals.stop:
                 _look_after(children, signals, lambda: _note(state, children))
                 time.sleep(_TICK)
@@ -240,7 +246,7 @@ def alone(state: Path) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (state / LOCK).open("a+", encoding="ascii") as file:
         if not try_lock(file):
-            raise RunError(f"{state} is in use by process {running_pid(state)}; stop that one first")
+            raise RunError(f"{state} is in use: what runs there is process {running_pid(state)}; stop it first")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -282,6 +288,24 @@ def running_pid(state: Path) -> int | None:
             return None if try_lock(file) else int(file.read() or 0) or None
     except FileNotFoundError:
         return None
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on, at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def find_program(name: str) -> str:
+    """A program that comes with a package: beside this interpreter, or on the path.
+
+    Raises:
+        RunError: If it is not there.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise RunError(f"{name} is not installed beside isthmus; it comes with flwr. `pip install isthmus` again.")
+    return found
 
 
 def _end(child: _Child, lines: int = 8) -> str:

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli.console import stderr, stdout
+from isthmus.cli.console import log_to, stderr, stdout
 from isthmus.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from isthmus.config import DomainConfig
+    from isthmus.supervision import Part
 
 State = Annotated[
     Path | None,
@@ -69,7 +72,7 @@ def join(  # noqa: PLR0913, PLR0917 - options
     """
     from isthmus.clients import joining  # noqa: PLC0415 - takes a while to import
     from isthmus.config import load_domain  # noqa: PLC0415
-    from isthmus.supervision import supervise  # noqa: PLC0415
+    from isthmus.supervision import LOGS, OWN_LOG, supervise  # noqa: PLC0415
 
     config = load_domain(domain)
     if seed is not None and ledger is None:
@@ -84,7 +87,7 @@ def join(  # noqa: PLR0913, PLR0917 - options
         )
     parts = []
     if vault is None:
-        options = [("--threads", threads), ("--ledger", ledger), ("--seed", seed)]
+        options = [("--threads", threads), ("--ledger", ledger and ledger.resolve()), ("--seed", seed)]
         given = tuple(str(word) for option in options if option[1] is not None for word in option)
         group = None if member.user is None else member.user[1]
         socket = folder / "vault.sock"
@@ -94,12 +97,13 @@ def join(  # noqa: PLR0913, PLR0917 - options
             _say("vault and node run as one user, so the vault's files are no secret to the node: see --client-user")
     parts.append(joining.node_part(member, vault))
 
-    def started() -> None:
+    def started(running: "Sequence[Part]") -> None:
         _say(f"{config.name} takes part in {member.kit.coordinator} at {member.kit.address}")
-        for part in parts:
-            _say(f"  {part.name}: {part.listening}; log {folder / 'logs' / part.name}.log")
+        for part in running:
+            _say(f"  {part.name}: {part.listening}; log {folder / LOGS / part.name}.log")
 
-    supervise(parts, state=folder, started=started)
+    log_to(folder / LOGS / OWN_LOG)
+    supervise(lambda: parts, state=folder, started=started)
     _say(f"{config.name}: stopped")
 
 

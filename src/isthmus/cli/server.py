@@ -1,7 +1,6 @@
 """Verbs of the coordinator: `isthmus server init`, `up`, `run`, `status`, `log`, `stop`, and those of `nodes`."""
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from isthmus.cli.console import stderr, stdout
+from isthmus.cli.console import log_to, stderr, stdout
 from isthmus.cli.data import Json
 from isthmus.errors import RunError
 
 if TYPE_CHECKING:
-    from isthmus.server.deploy.parts import Part
     from isthmus.server.deploy.runs import DeployedRun, Progress
     from isthmus.server.deploy.settings import ServerConfig
     from isthmus.server.deploy.status import ServerStatus
+    from isthmus.supervision import Part
 
 server_app = typer.Typer(name="server", help="Run the coordinator of a deployed federation.", no_args_is_help=True)
 nodes_app = typer.Typer(name="nodes", help="Say which business units' nodes may connect.", no_args_is_help=True)
@@ -71,17 +70,13 @@ def up(server: Annotated[Path, typer.Argument()] = _SERVER) -> None:
     SERVER is the coordinator's server.toml. SIGHUP takes new certificates into use.
     """
     from isthmus.server.deploy.settings import load_server  # noqa: PLC0415 - not every command needs it
-    from isthmus.server.deploy.supervisor import logs_folder, supervise  # noqa: PLC0415
+    from isthmus.server.deploy.supervisor import supervise_server  # noqa: PLC0415
+    from isthmus.supervision import LOGS, OWN_LOG  # noqa: PLC0415
 
     config = load_server(server)
-    logs = logs_folder(config)
-    words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    logger = logging.getLogger("isthmus.server.deploy")
-    logger.setLevel(logging.INFO)
-    for handler in (logging.StreamHandler(), logging.FileHandler(logs / "supervisor.log")):
-        handler.setFormatter(words)
-        logger.addHandler(handler)
-    supervise(config, _print_listening)
+    config.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_to(config.state_folder / LOGS / OWN_LOG)
+    supervise_server(config, _print_listening)
 
 
 def _print_listening(parts: "Sequence[Part]") -> None:
@@ -135,7 +130,7 @@ def log(
     SERVER is the coordinator's server.toml.
     """
     from isthmus.server.deploy.settings import load_server  # noqa: PLC0415 - not every command needs it
-    from isthmus.server.deploy.supervisor import logs_folder  # noqa: PLC0415
+    from isthmus.supervision import LOGS  # noqa: PLC0415
 
     config = load_server(server)
     if part == "run":
@@ -148,7 +143,7 @@ def log(
             for piece in control.log(runs[0].id, follow=follow):
                 _say("\n".join(piece.splitlines()[-lines:]))
         return
-    file = logs_folder(config) / f"{part}.log"
+    file = config.state_folder / LOGS / f"{part}.log"
     if not file.exists():
         there = sorted(found.stem for found in file.parent.glob("*.log"))
         raise RunError(f"there is no log of {part!r}; there are: {', '.join(['run', *there])}.")

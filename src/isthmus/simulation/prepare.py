@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
+from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation, seeded_run
 from isthmus.durable import write_durably
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused, RunError
 from isthmus.privacy.entries import LedgerEntry
@@ -132,8 +132,7 @@ def _run_id(out: Path, federation: FederationConfig, domains: tuple[DomainConfig
                 f"or use another --out folder."
             )
         return run
-    # A seeded run has a name that follows from what it is, so that its noise can be repeated elsewhere.
-    run = uuid.uuid4().hex if federation.seed is None else f"seeded-{federation.digest()[:24]}"
+    run = uuid.uuid4().hex if federation.seed is None else seeded_run(federation)
     write_durably(file, json.dumps({"run": run, "about": about}, indent=1).encode())
     return run
 

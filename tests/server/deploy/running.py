@@ -86,7 +86,7 @@ class Up:
         """One program, as the status says."""
         found: dict[str, Any] = next(
             part
-            for part in json.loads((self.folder / "state" / "server.json").read_text())["parts"]
+            for part in json.loads((self.folder / "state" / "up.json").read_text())["parts"]
             if part["name"] == name
         )
         return found

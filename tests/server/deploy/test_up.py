@@ -51,7 +51,7 @@ def test_it_says_what_listens_where_and_ends_everything(folder: Path) -> None:
 def test_a_second_server_on_the_same_state_is_refused(folder: Path) -> None:
     """It would write to the same database; `stop` ends the first one."""
     with running(folder) as up:
-        assert "a server is up with" in call(folder, "server", "up", code=2)
+        assert "is in use: what runs there is process" in call(folder, "server", "up", code=2)
         assert "has ended" in call(folder, "server", "stop")
         up.process.communicate(timeout=30)
         assert up.process.returncode == 0
