@@ -44,6 +44,8 @@ from isthmus.strategies.guarded import FAILED, OK, Guarded, Outcome, mean_update
 
 _LOG = logging.getLogger(__name__)
 
+_LAST_SECONDS = 30.0  # that a deployed run waits for receipts to be taken: nothing depends on it
+
 Listener = Callable[[RunState], None]
 """Told the state after each finished round (and once before the first)."""
 
@@ -104,8 +106,13 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         Message(replace(ask, receipt=receipt).to_records(), node, f"{MessageType.QUERY}.receipt")
         for node, receipt in strategy.receipts.items()
     ]
-    exchange(grid, last, patience)
+    exchange(grid, last, replace(patience, deadline=_shorter(patience.deadline, _LAST_SECONDS)))
     return state
+
+
+def _shorter(deadline: float | None, seconds: float) -> float | None:
+    """A deadline, if there is one, of at most so many seconds."""
+    return None if deadline is None else min(deadline, seconds)
 
 
 def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
