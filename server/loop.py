@@ -47,6 +47,8 @@ from isthmus.strategies.guarded import FAILED, OK, Guarded, Outcome, mean_update
 _LOG = logging.getLogger(__name__)
 _DELIVER = f"{MessageType.QUERY}.{DELIVERY}"
 
+_LAST_SECONDS = 120.0  # that a deployed run waits for its backbone to be taken: no round depends on it
+
 Listener = Callable[[RunState], None]
 """Told the state after each finished round (and once before the first)."""
 
@@ -103,8 +105,13 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
             break  # nobody has anything left to give; asking again changes nothing
     # 5. The backbone that is shipped, and receipts for the last replies; nothing is asked any more.
     shipped = RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=state.best)
-    _deliver(grid, strategy, shipped, state, patience)
+    _deliver(grid, strategy, shipped, state, replace(patience, deadline=_shorter(patience.deadline, _LAST_SECONDS)))
     return state
+
+
+def _shorter(deadline: float | None, seconds: float) -> float | None:
+    """A deadline, if there is one, of at most so many seconds."""
+    return None if deadline is None else min(deadline, seconds)
 
 
 def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round

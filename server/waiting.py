@@ -66,8 +66,10 @@ def push(grid: Grid, messages: list[Message], patience: Patience) -> list[str]:
 
 
 def pull(grid: Grid, pending: list[str]) -> list[Message]:
-    """Take the replies that are there, off the list too."""
-    replies = list(grid.pull_messages(pending)) if pending else []
-    for reply in replies:
-        pending.remove(reply.metadata.reply_to_message_id)
+    """Take the replies that are there, and what they answer off the list; a second answer to one message is dropped."""
+    replies = []
+    for reply in grid.pull_messages(pending) if pending else ():
+        if reply.metadata.reply_to_message_id in pending:
+            pending.remove(reply.metadata.reply_to_message_id)
+            replies.append(reply)
     return replies

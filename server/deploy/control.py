@@ -9,6 +9,7 @@ client and its messages. `flwr run` and `flwr supernode` do the same calls, afte
 a file in the user's home.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ from isthmus.errors import ConfigError, RunError
 from isthmus.server.deploy.bundle import Bundle
 from isthmus.server.deploy.certs import AUTHORITY
 from isthmus.server.deploy.settings import ServerConfig
+from isthmus.supervision import running_pid
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _MOST_RUNS = 100  # that are asked for
+_RESTART_SECONDS, _AGAIN_SECONDS = 60.0, 0.5  # how long, and how often, a SuperLink that died is waited for
 
 _Answer = TypeVar("_Answer")
 
@@ -107,7 +110,7 @@ class Control:
 
     def nodes(self) -> tuple[Node, ...]:
         """Every node that may connect, by name."""
-        listed = self._ask(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        listed = self._ask(lambda: self._client.ListNodes(ListNodesRequest()), harmless=True).nodes_info
         found = [
             Node(id=one.node_id, name=one.name, status=one.status, key=_line_of(one.public_key))
             for one in listed
@@ -156,7 +159,7 @@ class Control:
 
     def runs(self) -> tuple[FlowerRun, ...]:
         """The latest runs, the newest first."""
-        listed = self._ask(lambda: self._client.ListRuns(ListRunsRequest(limit=_MOST_RUNS))).run_dict
+        listed = self._ask(lambda: self._client.ListRuns(ListRunsRequest(limit=_MOST_RUNS)), harmless=True).run_dict
         newest_first = sorted(listed.values(), key=lambda run: str(run.pending_at), reverse=True)
         return tuple(
             FlowerRun(
@@ -182,9 +185,21 @@ class Control:
                 if not follow:
                     return
 
-    def _ask(self, call: Callable[[], _Answer]) -> _Answer:
+    def _ask(self, call: Callable[[], _Answer], *, harmless: bool = False) -> _Answer:
+        """Call, and again while the SuperLink of a server that is up is being started again.
+
+        What changes something is repeated only if it did not get there; what is `harmless`, however it was cut off.
+        """
+        deadline = time.monotonic() + _RESTART_SECONDS
+        cut_off = httpx.TransportError if harmless else httpx.ConnectError
         with _in_words(self._config):
-            return call()
+            while True:
+                try:
+                    return call()
+                except cut_off:
+                    if time.monotonic() > deadline or running_pid(self._config.state_folder) is None:
+                        raise
+                time.sleep(_AGAIN_SECONDS)
 
 
 def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:

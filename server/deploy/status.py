@@ -12,6 +12,7 @@ from isthmus.errors import RunError
 from isthmus.server.deploy.certs import show_certificates
 from isthmus.server.deploy.control import Control, FlowerRun, Node
 from isthmus.server.deploy.parts import HEALTH_PORT, parts_of
+from isthmus.server.deploy.runs import DeployedRun, latest_run, progress_of
 from isthmus.server.deploy.settings import ServerConfig
 from isthmus.supervision import STATE, running_pid, stop
 
@@ -44,7 +45,9 @@ class ServerStatus:
         parts: Its programs.
         certificate_days: Until the server's certificate ends, in days.
         nodes: Business units' nodes that may connect.
-        runs: The latest runs, newest first.
+        runs: The latest runs, newest first, as Flower knows them.
+        run: The run that was started or resumed last; None before the first.
+        finished: Rounds of it that are on disk.
     """
 
     pid: int | None
@@ -52,6 +55,8 @@ class ServerStatus:
     certificate_days: float
     nodes: tuple[Node, ...]
     runs: tuple[FlowerRun, ...]
+    run: DeployedRun | None
+    finished: int
 
     @property
     def well(self) -> bool:
@@ -69,7 +74,9 @@ def server_status(config: ServerConfig) -> ServerStatus:
         with Control(config) as control:
             nodes, runs = control.nodes(), control.runs()
     days = show_certificates(config.certificates_folder)[0].days_left(datetime.now(UTC))
-    return ServerStatus(pid=pid, parts=parts, certificate_days=days, nodes=nodes, runs=runs)
+    run = latest_run(config)
+    finished = 0 if run is None else progress_of(config, run, ask=False).round
+    return ServerStatus(pid=pid, parts=parts, certificate_days=days, nodes=nodes, runs=runs, run=run, finished=finished)
 
 
 def stop_current_run(config: ServerConfig) -> int:

@@ -95,7 +95,7 @@ class _Child:
                 user=self.part.user and self.part.user[0],
                 group=self.part.user and self.part.user[1],
                 extra_groups=None if self.part.user is None else [],
-                cwd=self.log.parent.parent,  # the state folder: a run's paths, which every node sees, are relative to it
+                cwd=self.log.parent.parent,  # the state folder: paths that every node sees are relative to it
                 start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
             )
         self.started = time.monotonic()

@@ -20,6 +20,7 @@ from isthmus.config import load_federation
 from isthmus.errors import RunError
 from isthmus.grid import InProcessGrid
 from isthmus.records import RoundReply, RoundRequest
+from isthmus.server import loop
 from isthmus.server.checkpoint import load_checkpoint
 from isthmus.server.waiting import Patience, exchange
 from isthmus.strategies.guarded import FAILED, OK
@@ -101,6 +102,17 @@ def _kept(made: list[Flaky]) -> Callable[..., Flaky]:
         return made[0]
 
     return make
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_slow_domain(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Receipts are handed out for a short time only, whatever the deadline of a round is."""
+    monkeypatch.setattr(loop, "_LAST_SECONDS", 0.2)
+    grid = flaky(mute=lambda node, kind, round_: kind == "query.receipt")
+    started = time.monotonic()
+    run_script(file, Gains({}), tmp_path, grid_type=grid, patience=replace(SHORT, deadline=60.0), rounds=1)
+    assert time.monotonic() - started < 10
 
 
 def test_a_domain_that_comes_late_takes_part_from_the_next_round_on(file: Path, tmp_path: Path) -> None:
@@ -220,3 +232,17 @@ def test_a_slow_domain_changes_nothing_in_the_sum_of_the_others(file: Path, tmp_
     state = run_script(file, Gains({}), tmp_path, grid_type=grid, patience=SHORT, rounds=1)[-1]
     moved = {name: array - state.best[name] for name, array in state.arrays.items()}
     assert all(np.allclose(step, 0.01, atol=1e-6) for step in moved.values())
+
+
+class Doubling(Flaky):
+    """Every answer arrives twice."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies, doubled."""
+        return [reply for reply in super().pull_messages(message_ids) for _ in range(2)]
+
+
+def test_a_second_answer_to_one_message_is_dropped(file: Path, tmp_path: Path) -> None:
+    """A run in which every reply is there twice is the run in which it is there once."""
+    twice = run_script(file, Gains({}), tmp_path / "a", grid_type=Doubling, patience=SHORT)[-1]
+    assert_equal(twice, run_script(file, Gains({}), tmp_path / "b")[-1])

@@ -112,6 +112,8 @@ def _print_status(found: "ServerStatus") -> None:
     _say(f"  the server's certificate ends in {found.certificate_days:.0f} days")
     for node in found.nodes:
         _say(f"  node {node.name}: {node.status}")
+    if found.run is not None:
+        _say(f"  run {found.run.run}: {found.finished} of {found.run.rounds} rounds finished")
     for run in found.runs:
         _say(f"  Flower run {run.id}: {run.status} {run.result} {run.details}".rstrip())
 

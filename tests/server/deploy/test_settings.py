@@ -88,3 +88,13 @@ def test_a_file_is_never_overwritten_and_a_missing_one_is_explained(tmp_path: Pa
         )
     with pytest.raises(ConfigError, match="no such file. `isthmus server init"):
         load_server(tmp_path / "none.toml")
+
+
+def test_the_guide_says_the_defaults(tmp_path: Path) -> None:
+    """Its table has every key that has one, with its value."""
+    config = new_server(tmp_path)
+    guide = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text()
+    for name in ("rounds", "polling", "limits"):
+        for key, value in getattr(config, name):
+            said = "none" if (name, key) == ("rounds", "domains") else f"{value:g}"
+            assert f"| `{name}.{key}` | {said} |" in guide

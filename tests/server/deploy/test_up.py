@@ -1,13 +1,14 @@
 """`isthmus server up`: everything comes up, is watched, and is gone when it is over, however it ends."""
 
 import os
+import re
 import signal
 import socket
 import time
 from pathlib import Path
 
 import pytest
-from tests.server.deploy.conftest import new_server
+from tests.server.deploy.conftest import free_ports, new_server
 from tests.server.deploy.running import Up, alive, call, eventually, running, status
 
 from isthmus.server.deploy.certs import renew_server
@@ -144,6 +145,24 @@ def test_a_program_that_cannot_run_ends_the_start_with_its_own_words(tmp_path: P
     assert "superlink ended at once with code" in said
     assert "not a database" in said
     assert time.monotonic() - started < 60
+
+
+def test_the_commands_of_the_guide_work_as_printed(tmp_path: Path) -> None:
+    """From nothing to a server that is up and a node that may connect; only the ports are others."""
+    blocks = re.findall(
+        r"```console\n(.*?)```", (Path(__file__).parents[3] / "docs" / "deploy.md").read_text(), re.DOTALL
+    )
+    *first, up = blocks[0].splitlines()
+    for line in first:
+        call(tmp_path, *line.split()[1:])
+    assert up == "isthmus server up server.toml"
+    file, (port, loopback) = tmp_path / "server.toml", free_ports(2)
+    file.write_text(file.read_text().replace("port = 8443", f"port = {port}").replace("= 8000", f"= {loopback}"))
+    with running(tmp_path):
+        for line in blocks[1].splitlines():
+            assert call(tmp_path, *line.split()[1:]).strip(), line
+        *_, stop = blocks[2].splitlines()
+        assert "has ended" in call(tmp_path, *stop.split()[1:])
 
 
 def _well(folder: Path) -> bool:
