@@ -218,7 +218,8 @@ class Ledger:
 
         Raises:
             Refused: If the head is not one of this ledger, or says of it what it does not hold: either it was cut, or
-                replaced by an older copy, or somebody made the head up. The receipt is not kept.
+                replaced by an older copy, or somebody made the head up. If it is not signed by the key that was in
+                force after its line. The receipt is not kept.
         """
         head = read_head(receipt.head)
         if head.ledger != self.chain.ledger:
@@ -230,6 +231,13 @@ class Ledger:
                     f"if it was restored from an older copy, bring back the newest one",
                     rule="receipt",
                     asked=f"line {head.seq} is {head.digest}",
+                )
+            if not self.chain.speaks(head):
+                raise Refused(
+                    f"the receipt shows line {head.seq} of this ledger under key {head.key[:16]}, which was not in "
+                    f"force there: somebody else signed it",
+                    rule="receipt",
+                    asked=f"line {head.seq} under key {head.key}",
                 )
             self.chain.db.execute(
                 "INSERT OR IGNORE INTO receipts (seq, text) VALUES (?, ?)", (head.seq, receipt.text())
@@ -310,7 +318,7 @@ class Ledger:
         texts = self.chain.db.execute("SELECT text FROM receipts ORDER BY seq DESC LIMIT 1").fetchall()
         receipts, broken = read_receipts(text for (text,) in texts)
         shown = compare_heads(links, [read_head(receipt.head) for receipt in receipts])
-        findings = [finding for finding in (*examine(links), *broken, *shown) if finding.rule != "revoked"]
+        findings = [f for f in (*examine(links), *broken, *shown) if f.rule not in {"revoked", "foreign-head"}]
         if not findings:
             return
         first, listed = findings[0], f"({len(findings)} findings; `isthmus verify` lists them)"

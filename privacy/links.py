@@ -95,15 +95,21 @@ def rotation_message(ledger: str, old: bytes) -> bytes:
     return b"isthmus rotation 1\n" + ledger.encode() + b"\n" + old
 
 
-def key_in_force(db: sqlite3.Connection, path: Path) -> bytes:
+def key_in_force(db: sqlite3.Connection, path: Path, *, after: int = 2**53) -> bytes:
     """The public key that must sign the next line of the chain in a file.
+
+    Args:
+        db: The file.
+        path: Its path, for messages.
+        after: Line whose next one is meant; the last one where absent.
 
     Raises:
         RunError: If no line says so.
     """
     try:
         row = db.execute(
-            f"SELECT json_extract(body, '$.key') FROM chain WHERE {_KEY_LINES} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - ours
+            f"SELECT json_extract(body, '$.key') FROM chain WHERE {_KEY_LINES} AND seq <= ? ORDER BY seq DESC LIMIT 1",  # noqa: S608
+            (after,),
         ).fetchone()
         return bytes.fromhex(row[0])
     except (sqlite3.DatabaseError, TypeError, ValueError):

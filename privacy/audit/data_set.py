@@ -18,6 +18,7 @@ from isthmus.privacy.audit.rules import read_policy
 from isthmus.privacy.audit.witnesses import heads_of
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.confirmation import confirm
+from isthmus.privacy.examination import fitting_heads
 from isthmus.privacy.heads import read_head
 from isthmus.privacy.lines import AnyLine, Charged, Opened, Released, Revoked, Rotated, Withheld
 from isthmus.privacy.odometer import left, more_rounds
@@ -323,7 +324,7 @@ def _witnesses(books: Books, logs: Iterable[Books]) -> Witnesses:
         head=books.links[-1].digest.hex() if books.links else "",
         heads=len(heads),
         receipts=len(received),
-        seen=max((head.seq for head in (*heads, *received) if head.ledger == books.ledger), default=0),
+        seen=max((head.seq for head in fitting_heads(books.links, [*heads, *received])), default=0),
     )
 
 

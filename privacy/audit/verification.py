@@ -20,7 +20,8 @@ from isthmus.privacy.audit.signed import check_signed
 from isthmus.privacy.audit.sources import Sources, ledger_files, noted_heads, read_sources
 from isthmus.privacy.audit.witnesses import broken_heads, contradictions, heads_of, keys_of
 from isthmus.privacy.confirmation import confirm
-from isthmus.privacy.examination import Finding
+from isthmus.privacy.examination import Finding, fitting_heads
+from isthmus.privacy.heads import read_head
 from isthmus.privacy.reading import Books
 from isthmus.report.audit import read_text
 from isthmus.report.numbers import plural
@@ -31,7 +32,7 @@ _CHECKS = {
     "signatures": ("key", "signature", "rotation", "revoked"),
     "entries": ("outcome", "twice", "event", "policy", "payload"),
     "receipts": ("receipt", "denied", "head"),
-    "witnesses": ("truncated", "rewritten", "second-ledger", "fork"),
+    "witnesses": ("truncated", "rewritten", "second-ledger", "fork", "foreign-head", "retired-head"),
     "epsilon": ("accountant", "recomputed"),
 }
 """Names of checks and the rules of their findings; every other rule is one of a policy."""
@@ -136,7 +137,10 @@ def _ledger(books: Books, sources: Sources, against: Sequence[Finding], delta: f
         "policy": f"{len(books.policies)} were in force, one after the other",
         "epsilon": f"{spent}, Renyi DP {opinion.rdp:.4f}" if math.isfinite(totals.epsilon) else "cannot be proven",
     }
-    notes = [] if heads or books.receipts else ["Nobody else's word about this ledger: a cut tail would not show."]
+    words = [*heads, *(read_head(receipt.head) for receipt in books.receipts)]
+    notes = []
+    if not fitting_heads(books.links, words):
+        notes.append("Nobody else's word about this ledger: a cut tail would not show.")
     if any(not entry.private for entry in books.entries):
         notes.append("NOT PRIVATE: it holds entries whose noise can be repeated; epsilon is nominal.")
     found = _verified(books.path, "ledger", findings, details, notes=notes)

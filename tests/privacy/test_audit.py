@@ -210,7 +210,7 @@ def sign_anew(path: Path) -> None:
         (edit, "digest"),
         (delete, "link"),
         (cut_tail, "truncated"),
-        (sign_anew, "rewritten"),
+        (sign_anew, "foreign-head"),
         (change_kept_release, "payload"),
         (misplace_kept_release, "payload"),
     ],
