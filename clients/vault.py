@@ -111,6 +111,7 @@ class Vault:
         self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self._seed is None)
         layers = request.arrays if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
+        clip = self.config.privacy.clip if kind is Kind.UPDATE else None
         event = {
             Kind.CATALOGUE: lambda: NOTHING,
             Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
@@ -132,6 +133,8 @@ class Vault:
             event=event,
             private=self._seed is None,
             coordinator=asker,
+            clip=clip,
+            layers=tuple(layers),
         )
         return self._gate.release(charge, compute)
 

@@ -19,13 +19,18 @@ from isthmus.privacy.keys import SignatureError, check_signature
 from isthmus.privacy.lines import (
     AnyLine,
     Charged,
+    Ebbed,
+    Flooded,
+    Layers,
     Opened,
     PolicyInForce,
+    RefusedLine,
     Released,
     Revoked,
     Rotated,
     Withheld,
     from_text,
+    names_digest,
     one_line,
 )
 from isthmus.privacy.links import START, Link, link_digest, link_message, rotation_message
@@ -58,6 +63,9 @@ class _Reading:
     charges: dict[int, bool] = field(default_factory=dict)
     """Lines that charge, and whether it is known what became of them."""
     questions: set[tuple[str, int, str]] = field(default_factory=set)
+    layers: set[str] = field(default_factory=set)
+    flood: int = 0
+    """Line from which on refusals are counted and not written; 0 while they are written."""
 
     def find(self, line: int, rule: str, text: str) -> None:
         self.findings.append(Finding(line=line, rule=rule, text=one_line(text)))
@@ -287,8 +295,30 @@ def _check_signature(reading: _Reading, link: Link) -> None:
 
 def _read(reading: _Reading, link: Link, line: AnyLine) -> None:
     """What a well-formed line means for the ones after it."""
-    if isinstance(line, Opened) and link.seq != 1:
-        reading.find(link.seq, "opening", "a chain is opened once")
+    if isinstance(line, Opened | Rotated | Revoked):
+        _read_keys(reading, link, line)
+    elif isinstance(line, Charged):
+        _read_charge(reading, line)
+    elif isinstance(line, Released | Withheld):
+        if reading.charges.get(line.charge) is not False:
+            reading.find(link.seq, "outcome", f"line {line.charge} is no open charge")
+        reading.charges[line.charge] = True
+    elif isinstance(line, PolicyInForce):
+        if hashlib.sha256(line.text.encode()).hexdigest() != line.digest:
+            reading.find(link.seq, "policy", "its digest is not that of its text")
+    elif isinstance(line, Layers):
+        reading.layers.add(line.digest)
+        if names_digest(line.names) != line.digest:
+            reading.find(link.seq, "names", "its digest is not that of its names")
+    elif isinstance(line, RefusedLine | Flooded | Ebbed):
+        _read_refusal(reading, line)
+
+
+def _read_keys(reading: _Reading, link: Link, line: Opened | Rotated | Revoked) -> None:
+    """Which key is in force from the next line on, and which is not believed any more."""
+    if isinstance(line, Opened):
+        if link.seq != 1:
+            reading.find(link.seq, "opening", "a chain is opened once")
     elif isinstance(line, Rotated):
         new = bytes.fromhex(line.key)
         try:
@@ -296,16 +326,8 @@ def _read(reading: _Reading, link: Link, line: AnyLine) -> None:
         except SignatureError as error:
             reading.find(link.seq, "rotation", f"the new key did not agree: {error}")
         reading.key = new
-    elif isinstance(line, Revoked):
+    else:
         _read_revocation(reading, line)
-    elif isinstance(line, Charged):
-        _read_charge(reading, line)
-    elif isinstance(line, Released | Withheld):
-        if reading.charges.get(line.charge) is not False:
-            reading.find(link.seq, "outcome", f"line {line.charge} is no open charge")
-        reading.charges[line.charge] = True
-    elif isinstance(line, PolicyInForce) and hashlib.sha256(line.text.encode()).hexdigest() != line.digest:
-        reading.find(link.seq, "policy", "its digest is not that of its text")
 
 
 def _read_charge(reading: _Reading, line: Charged) -> None:
@@ -314,10 +336,24 @@ def _read_charge(reading: _Reading, line: Charged) -> None:
         reading.find(line.seq, "twice", f"the {line.kind} of round {line.round} of run {line.run!r} was charged before")
     reading.questions.add(question)
     reading.charges[line.seq] = False
+    if line.layers and line.layers not in reading.layers:
+        reading.find(line.seq, "names", f"no line before it names the parameters {line.layers[:16]}")
     try:
         read_event(line.event)
     except ValueError as error:
         reading.find(line.seq, "event", str(error)[:300])
+
+
+def _read_refusal(reading: _Reading, line: RefusedLine | Flooded | Ebbed) -> None:
+    """Refusals are written, or counted; a count belongs to the flood before it and ends it."""
+    if isinstance(line, Ebbed):
+        if line.flood != reading.flood or not reading.flood:
+            reading.find(line.seq, "flood", f"it counts refusals from line {line.flood} on, where no open flood is")
+        reading.flood = 0
+    elif reading.flood:
+        reading.find(line.seq, "flood", f"the refusals from line {reading.flood} on were not counted before it")
+    if isinstance(line, Flooded):
+        reading.flood = line.seq
 
 
 def _read_revocation(reading: _Reading, line: Revoked) -> None:

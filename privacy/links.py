@@ -34,11 +34,18 @@ CHAIN_TABLES = (_TABLE, _KEYS)
 SELECT = "SELECT seq, body, previous, digest, key, signature FROM chain"
 
 TYPE, RUN, ROUND, KIND = (f"json_extract(body, '$.{name}')" for name in ("type", "run", "round", "kind"))
+DAY = "substr(json_extract(body, '$.time'), 1, 10)"
 LEDGER_TABLES = (
     f"CREATE UNIQUE INDEX charges ON chain ({RUN}, {ROUND}, {KIND}) WHERE {TYPE} = 'charged'",
     f"CREATE UNIQUE INDEX outcomes ON chain (json_extract(body, '$.charge')) WHERE {TYPE} IN ('released', 'withheld')",
     f"CREATE INDEX policies ON chain (seq) WHERE {TYPE} = 'policy'",
+    f"CREATE UNIQUE INDEX layers ON chain (json_extract(body, '$.digest')) WHERE {TYPE} = 'layers'",
     f"CREATE INDEX refusals ON chain ({RUN}, {ROUND}, {KIND}) WHERE {TYPE} = 'refused'",
+    f"CREATE INDEX days ON chain ({DAY}) WHERE {TYPE} = 'refused'",
+    """CREATE TABLE floods (
+    line INTEGER PRIMARY KEY REFERENCES chain (seq),
+    count INTEGER NOT NULL
+) STRICT""",
     """CREATE TABLE releases (
     seq INTEGER PRIMARY KEY REFERENCES chain (seq),
     run TEXT NOT NULL,

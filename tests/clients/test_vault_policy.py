@@ -134,6 +134,7 @@ def test_what_the_rules_allow_is_answered(open_vault: Opener, asked: RoundReques
     (line,) = (line for line in books.lines if isinstance(line, Charged))
     (policy,) = books.policies
     assert (policy.text, line.policy) == (vault.policy.text(), policy.digest)
+    assert (line.clip, books.layers[line.layers]) == (1.0, tuple(sorted(asked.arrays)))
     assert (line.coordinator, line.code, line.private) == (COORDINATOR.public.hex(), code_hash(), True)
     assert release.entry.seq == line.seq
     assert books.refusals == ()

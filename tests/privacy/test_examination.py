@@ -30,7 +30,18 @@ from isthmus.privacy.examination import _KeyTerms, compare_heads, examine, fitti
 from isthmus.privacy.heads import Head, make_head, make_receipt
 from isthmus.privacy.keys import Keys, fresh_keys, open_keys
 from isthmus.privacy.ledger import Ledger
-from isthmus.privacy.lines import Charged, Noted, Opened, PolicyInForce, Released, Rotated, Withheld, from_text
+from isthmus.privacy.lines import (
+    Charged,
+    Layers,
+    Noted,
+    Opened,
+    PolicyInForce,
+    Released,
+    Rotated,
+    Withheld,
+    from_text,
+    names_digest,
+)
 from isthmus.privacy.links import Link, link_digest, link_message, read_links
 from isthmus.privacy.reading import read_ledger
 
@@ -464,6 +475,12 @@ def outcome(seq: int, charge: int) -> Released:
     return Released(seq=seq, time=now(), charge=charge, payload="00" * 32)
 
 
+def named(seq: int, *, digest: str | None = None) -> Layers:
+    """A line that names two parameters."""
+    names = ("adaptor.weight", "norm.bias")
+    return Layers(seq=seq, time=now(), digest=digest or names_digest(names), names=names)
+
+
 LIES = {
     "released twice": ([a_charge(2), outcome(3, 2), outcome(4, 2)], [(4, "outcome")]),
     "withheld and released": (
@@ -486,6 +503,11 @@ LIES = {
     "a policy under another digest": (
         [PolicyInForce(seq=2, time=now(), digest="00" * 32, text="{}")],
         [(2, "policy")],
+    ),
+    "names under another digest": ([named(2, digest="00" * 32)], [(2, "names")]),
+    "names that come after their charge": (
+        [a_charge(2).model_copy(update={"layers": named(3).digest}), named(3)],
+        [(2, "names")],
     ),
     "a key that nobody showed to have": (
         [Rotated(seq=2, time=now(), key="00" * 32, proof="00" * 64, reason="")],
