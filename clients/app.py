@@ -18,6 +18,7 @@ from isthmus.records import Kind, RoundReply, RoundRequest
 app = ClientApp()
 
 _LOG = logging.getLogger(__name__)
+_SILENT = "an error in the domain; its own log says which (it may quote data, so it is not sent)"
 
 
 @app.query("catalogue")
@@ -41,13 +42,12 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("receipt")
 def receipt(message: Message, context: Context) -> Message:
     """Keep the receipt for the last reply of a run; answers with nothing but where the ledger stands."""
-    vault, reason = _vault(context), ""
+    vault = _vault(context)
     try:
-        request = RoundRequest.from_records(message.content)
-        vault.keep_receipt(request.receipt)
-    except Refused as refusal:
-        reason = str(refusal)
-    reply = RoundReply(domain=vault.name, run="", round=0, refusal=reason, head=vault.head())
+        reply = _kept(message, vault)
+    except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
+        _LOG.exception("domain %s could not keep a receipt", vault.name)
+        reply = RoundReply(domain=vault.name, run="", round=0, refusal=_SILENT)
     return Message(reply.to_records(), reply_to=message)
 
 
@@ -62,32 +62,42 @@ def _vault(context: Context) -> DomainVault:
 def _answer(message: Message, vault: DomainVault, kind: Kind) -> Message:
     run, round_ = "", 0
     try:
-        request = RoundRequest.from_records(message.content)
-        run, round_ = request.run, request.round
-        if request.receipt:
-            vault.keep_receipt(request.receipt)
-        release = vault.release(kind, request)
-        reply = RoundReply(
-            domain=vault.name,
-            run=run,
-            round=round_,
-            arrays=release.payload.arrays,
-            values=release.payload.values,
-            epsilon=vault.epsilon(),
-            head=vault.head(),
-        )
-    except Refused as refusal:
-        exhausted = isinstance(refusal, BudgetExhausted)
-        reply = RoundReply(
-            domain=vault.name,
-            run=run,
-            round=round_,
-            refusal=str(refusal),
-            exhausted=exhausted,
-            head=vault.head(),
-        )
+        try:
+            request = RoundRequest.from_records(message.content)
+            run, round_ = request.run, request.round
+            if request.receipt:
+                vault.keep_receipt(request.receipt)
+            release = vault.release(kind, request)
+            reply = RoundReply(
+                domain=vault.name,
+                run=run,
+                round=round_,
+                arrays=release.payload.arrays,
+                values=release.payload.values,
+                epsilon=vault.epsilon(),
+                head=vault.head(),
+            )
+        except Refused as refusal:
+            exhausted = isinstance(refusal, BudgetExhausted)
+            reply = RoundReply(
+                domain=vault.name,
+                run=run,
+                round=round_,
+                refusal=str(refusal),
+                exhausted=exhausted,
+                head=vault.head(),
+            )
     except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
         _LOG.exception("domain %s could not answer round %d of run %r", vault.name, round_, run)
-        reason = "an error in the domain; its own log says which (it may quote data, so it is not sent)"
-        reply = RoundReply(domain=vault.name, run=run, round=round_, refusal=reason)
+        reply = RoundReply(domain=vault.name, run=run, round=round_, refusal=_SILENT)
     return Message(reply.to_records(), reply_to=message)
+
+
+def _kept(message: Message, vault: DomainVault) -> RoundReply:
+    """Keep a receipt, or say why not."""
+    reason = ""
+    try:
+        vault.keep_receipt(RoundRequest.from_records(message.content).receipt)
+    except Refused as refusal:
+        reason = str(refusal)
+    return RoundReply(domain=vault.name, run="", round=0, refusal=reason, head=vault.head())

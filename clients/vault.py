@@ -146,13 +146,19 @@ class Vault:
         """Keep the coordinator's receipt for an earlier head.
 
         Raises:
-            Refused: If it is none.
+            Refused: If it is none, or its head is not this ledger's; the ledger says so from then on.
         """
+        run, round_, coordinator = "", 0, ""
         try:
-            receipt = read_receipt(text)
-        except ValueError as error:
-            raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
-        self.ledger.keep_receipt(receipt)
+            try:
+                receipt = read_receipt(text)
+            except ValueError as error:
+                raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
+            run, round_, coordinator = receipt.run, receipt.round, receipt.key
+            self.ledger.keep_receipt(receipt)
+        except Refused as refusal:
+            self.ledger.refuse(refusal, run=run, round_=round_, kind="receipt", coordinator=coordinator)
+            raise
 
     def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""
