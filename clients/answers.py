@@ -54,18 +54,16 @@ class Answering(abc.ABC):
             - No word of an error that is not a `Refused` is in a reply.
         """
         try:
+            return self._released_or_refused(kind, request)
+        except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
+            _LOG.exception("domain %s could not answer round %d of run %r", self.name, request.round, request.run)
+            return RoundReply(domain=self.name, run=request.run, round=request.round, refusal=INTERNAL)
+
+    def _released_or_refused(self, kind: Kind, request: RoundRequest) -> RoundReply:
+        try:
             if request.receipt:
                 self.keep_receipt(request.receipt)
             release = self.release(kind, request)
-            return RoundReply(
-                domain=self.name,
-                run=request.run,
-                round=request.round,
-                arrays=release.payload.arrays,
-                values=release.payload.values,
-                epsilon=self.epsilon(),
-                head=self.head(),
-            )
         except Refused as refusal:
             return RoundReply(
                 domain=self.name,
@@ -75,20 +73,32 @@ class Answering(abc.ABC):
                 exhausted=isinstance(refusal, BudgetExhausted),
                 head=self.head(),
             )
-        except Exception:  # noqa: BLE001 - whatever it is, its words stay in the domain
-            _LOG.exception("domain %s could not answer round %d of run %r", self.name, request.round, request.run)
-            return RoundReply(domain=self.name, run=request.run, round=request.round, refusal=INTERNAL)
+        return RoundReply(
+            domain=self.name,
+            run=request.run,
+            round=request.round,
+            arrays=release.payload.arrays,
+            values=release.payload.values,
+            epsilon=self.epsilon(),
+            head=self.head(),
+        )
 
     def receive(self, request: RoundRequest) -> RoundReply:
         """Keep what a run ended with, and the receipt for its last reply; says nothing but where the ledger stands."""
-        reason = ""
+        try:
+            return RoundReply(
+                domain=self.name, run="", round=0, refusal=self._kept_or_refused(request), head=self.head()
+            )
+        except Exception:  # noqa: BLE001 - as above
+            _LOG.exception("domain %s could not keep what run %r ended with", self.name, request.run)
+            return RoundReply(domain=self.name, run="", round=0, refusal=INTERNAL)
+
+    def _kept_or_refused(self, request: RoundRequest) -> str:
+        """Why it was not kept; empty if it was."""
         try:
             if request.receipt:
                 self.keep_receipt(request.receipt)
             self.keep_backbone(request)
         except Refused as refusal:
-            reason = str(refusal)
-        except Exception:  # noqa: BLE001 - as above
-            _LOG.exception("domain %s could not keep what run %r ended with", self.name, request.run)
-            return RoundReply(domain=self.name, run="", round=0, refusal=INTERNAL)
-        return RoundReply(domain=self.name, run="", round=0, refusal=reason, head=self.head())
+            return str(refusal)
+        return ""

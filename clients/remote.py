@@ -89,7 +89,11 @@ class RemoteVault:
             answer: Answer = self._ask(method, to_question(request))
             return from_answer(answer)
         except Refused as refusal:
-            return RoundReply(domain=self.name, run=request.run, round=request.round, refusal=str(refusal))
+            try:
+                name = self.name
+            except Refused:  # too busy even for that
+                name = ""
+            return RoundReply(domain=name, run=request.run, round=request.round, refusal=str(refusal))
 
     def _ask(self, method: str, question: Any) -> Any:
         call = self._channel.unary_unary(

@@ -123,6 +123,7 @@ class Vault(Answering):
         self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
         layers = request.arrays if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
+        clip = self.config.privacy.clip if kind is Kind.UPDATE else None
         event = {
             Kind.CATALOGUE: lambda: NOTHING,
             Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
@@ -144,6 +145,8 @@ class Vault(Answering):
             event=event,
             private=self.private,
             coordinator=asker,
+            clip=clip,
+            layers=tuple(layers),
         )
         return self._gate.release(charge, compute)
 
@@ -165,13 +168,19 @@ class Vault(Answering):
         """Keep the coordinator's receipt for an earlier head.
 
         Raises:
-            Refused: If it is none.
+            Refused: If it is none, or its head is not this ledger's; the ledger says so from then on.
         """
+        run, round_, coordinator = "", 0, ""
         try:
-            receipt = read_receipt(text)
-        except ValueError as error:
-            raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
-        self.ledger.keep_receipt(receipt)
+            try:
+                receipt = read_receipt(text)
+            except ValueError as error:
+                raise Refused(f"the receipt cannot be kept: {error}", rule="receipt") from None
+            run, round_, coordinator = receipt.run, receipt.round, receipt.key
+            self.ledger.keep_receipt(receipt)
+        except Refused as refusal:
+            self.ledger.refuse(refusal, run=run, round_=round_, kind="receipt", coordinator=coordinator)
+            raise
 
     def keep_backbone(self, request: RoundRequest) -> None:
         """Keep the backbone that a run ended with, for the private head (`isthmus fit`); nothing is computed with it.

@@ -224,11 +224,20 @@ class Chain:
         row = self.db.execute("SELECT digest FROM chain WHERE seq = ?", (head.seq,)).fetchone()
         return row is not None and bytes(row[0]).hex() == head.digest
 
+    def speaks(self, head: Head) -> bool:
+        """Whether a head is signed by the key that was in force after the line it shows: by this chain's owner."""
+        return key_in_force(self.db, self.path, after=head.seq).hex() == head.key
+
     def head(self) -> Head:
-        """Where the chain stands, signed; never a line that a crash could still take back."""
+        """Where the chain stands, signed; never a line that a crash could still take back.
+
+        Raises:
+            RunError: If another process has put another key in force: a head under the old one counts for nothing.
+        """
         with self.lock:
             last = self.last()
-        return make_head(self.ledger, last.seq, last.digest, self._keys)
+            self.require_own_key()  # after the line was read, so the key was in force there
+            return make_head(self.ledger, last.seq, last.digest, self._keys)
 
     def rotate(self, keys: Keys, *, reason: str) -> Rotated:
         """Put another key in force; only inside a transaction, after which `use` it."""

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from isthmus.errors import RunError
 from isthmus.privacy.chain import Chain, Owner
+from isthmus.privacy.examination import compare_heads, examine, read_receipts
+from isthmus.privacy.heads import read_head
 from isthmus.privacy.keys import Keys, Secret, claimed_key, fresh_keys, open_keys, save_keys
 from isthmus.privacy.lines import Revoked, one_line
 from isthmus.privacy.links import key_in_force
@@ -73,6 +75,35 @@ def open_chain(path: Path, *, owner: Owner, name: str, secret: Secret) -> Chain:
         if new:
             following.replace(final)
     return chain
+
+
+def require_sound(chain: Chain) -> None:
+    """Refuse a chain that is not what its owner wrote, or that ends before what it was last seen to hold.
+
+    A revocation is no reason: it is a finding for good. Nor is a head that somebody else signed (`foreign-head`).
+
+    Raises:
+        RunError: With the first finding.
+    """
+    links = list(chain.links())
+    # Each digest covers all lines before it, so the last receipt stands for all of them.
+    texts = chain.db.execute("SELECT text FROM receipts ORDER BY seq DESC LIMIT 1").fetchall()
+    receipts, broken = read_receipts(text for (text,) in texts)
+    shown = compare_heads(links, [read_head(receipt.head) for receipt in receipts])
+    findings = [f for f in (*examine(links), *broken, *shown) if f.rule not in {"revoked", "foreign-head"}]
+    if not findings:
+        return
+    first, listed = findings[0], f"({len(findings)} findings; `isthmus verify` lists them)"
+    where = f"line {first.line}: " if first.line else ""
+    if all(finding.rule in {"form", "event"} for finding in findings):
+        raise RunError(
+            f"{chain.path}: line {first.line} cannot be read: {first.text} {listed}. Use the version of Isthmus "
+            f"that wrote it, or restore the ledger's newest sound copy."
+        )
+    raise RunError(
+        f"{chain.path}: this ledger was changed by somebody else: {where}{first.text} {listed}. "
+        f"Restore its newest sound copy."
+    )
 
 
 def rotate_key(chain: Chain, secret: Secret, *, reason: str) -> None:

@@ -27,6 +27,8 @@ class Charge:
         event: What it costs.
         private: False if its noise can be repeated.
         coordinator: Public key of who signed the request, hex; empty if nobody did.
+        clip: Norm to which one user's contribution is clipped; None where the release has no such norm of its own.
+        layers: Names of the parameters that the release holds, and of no other; empty where it holds none.
     """
 
     dataset: bytes
@@ -37,6 +39,8 @@ class Charge:
     event: DpEvent
     private: bool
     coordinator: str = ""
+    clip: float | None = None
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class LedgerEntry:
         event: What it cost.
         private: False if its noise can be repeated.
         coordinator: Public key of who asked, hex.
+        clip: Norm to which one user's contribution was clipped, if there was one.
         version: Of Isthmus that wrote it.
         released: Whether the finished release was kept, i.e. may have left.
         withheld: Why what was computed may never leave; empty if nothing stands against it.
@@ -82,6 +87,7 @@ class LedgerEntry:
     event: DpEvent
     private: bool
     coordinator: str
+    clip: float | None
     version: str
     released: bool
     withheld: str = ""
@@ -96,12 +102,13 @@ def require_same(existing: LedgerEntry, charge: Charge) -> None:
             f"A round is answered once; start a new run to ask something else.",
             rule="replay",
         )
-    paid = (encode_event(existing.event), existing.private)
-    if not existing.released and paid != (encode_event(charge.event), charge.private):
+    paid = (encode_event(existing.event), existing.private, existing.clip)
+    asked = (encode_event(charge.event), charge.private, charge.clip)
+    if not existing.released and paid != asked:
         raise Refused(
             f"the {charge.kind} of round {charge.round} of run {charge.run!r} was charged as {paid[0]} "
-            f"(private: {paid[1]}) and would now be {encode_event(charge.event)} (private: "
-            f"{charge.private}). Go back to the policy and seed it was charged under, or start a new run.",
+            f"(private: {paid[1]}, clip: {paid[2]}) and would now be {asked[0]} (private: {asked[1]}, "
+            f"clip: {asked[2]}). Go back to the policy and seed it was charged under, or start a new run.",
             rule="cost",
         )
 
@@ -131,6 +138,7 @@ def entry_of(line: Charged, outcome: Released | Withheld | None) -> LedgerEntry:
         event=read_event(line.event),
         private=line.private,
         coordinator=line.coordinator,
+        clip=line.clip,
         version=line.version,
         released=isinstance(outcome, Released),
         withheld=outcome.reason if isinstance(outcome, Withheld) else "",

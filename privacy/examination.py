@@ -8,6 +8,7 @@ force when it was written, follows the one before it, and is in the form that th
 was cut off only the other side's heads can tell.
 """
 
+import bisect
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,18 @@ from isthmus.privacy.keys import SignatureError, check_signature
 from isthmus.privacy.lines import (
     AnyLine,
     Charged,
+    Ebbed,
+    Flooded,
+    Layers,
     Opened,
     PolicyInForce,
+    RefusedLine,
     Released,
     Revoked,
     Rotated,
     Withheld,
     from_text,
+    names_digest,
     one_line,
 )
 from isthmus.privacy.links import START, Link, link_digest, link_message, rotation_message
@@ -57,6 +63,9 @@ class _Reading:
     charges: dict[int, bool] = field(default_factory=dict)
     """Lines that charge, and whether it is known what became of them."""
     questions: set[tuple[str, int, str]] = field(default_factory=set)
+    layers: set[str] = field(default_factory=set)
+    flood: int = 0
+    """Line from which on refusals are counted and not written; 0 while they are written."""
 
     def find(self, line: int, rule: str, text: str) -> None:
         self.findings.append(Finding(line=line, rule=rule, text=one_line(text)))
@@ -108,29 +117,69 @@ def examined(links: Sequence[Link], *, trusted: bytes | None = None) -> tuple[li
 def compare_heads(links: Sequence[Link], heads: Iterable[Head]) -> list[Finding]:
     """Check that a chain contains what it once said to others.
 
+    A head is signed by the key that it names, and anybody can name a key of their own. So a head is the owner's word
+    only if this chain says that its key was in force after the line it shows, or is in force at the chain's end.
+
     Args:
         links: Of one chain, examined already.
-        heads: Of the same owner, their signatures checked (`read_head`).
+        heads: What others keep as this owner's, their signatures checked (`read_head`).
 
     Guarantees:
-        - A cut tail, a restored older copy and a rewritten past are found if a head was sent after them.
-        - A second ledger of the same owner is found.
+        - A cut tail, a restored older copy and a rewritten past are found (`truncated`, `rewritten`) if a head was sent
+          after them, under a key that what is left of the chain still names.
+        - Nobody without a key of the chain can make it look cut or rewritten: a head under any other key is a
+          `foreign-head`, one finding for each such key.
+        - A head that contradicts the chain, under a key of the chain that was replaced before that line or is revoked
+          from it, is a `retired-head`; one that agrees with the chain is nothing.
+        - A head of another ledger is a `second-ledger`.
+
+    What cannot be told apart by these files alone:
+        - A `foreign-head` that somebody made up, and one of a lost end or rewritten past in which the key was rotated:
+          the rotation that would tie the key to the chain is gone. The copy that holds it can show it.
+        - A `retired-head` of lines that were replaced by an older copy whose key was rotated afterwards, and one by
+          whoever kept or stole the old key.
+        - A `second-ledger` that the domain began, and one that somebody made up: its key is another one either way. It
+          rests on the name under which it is kept.
+        - What the thief of the key in force signs, and what its owner does, until it is revoked.
     """
-    reading = _Reading()
+    reading, keys = _Reading(), _KeyTerms.of(links)
+    foreign: dict[str, set[int]] = {}
     digests = {link.seq: link.digest.hex() for link in links}
-    opened = _opened(links)
+    end = max(digests, default=0)
     for head in heads:
-        if opened is None or head.ledger != opened.ledger:
-            mine = opened.ledger if opened else "none"
-            reading.find(0, "second-ledger", f"a head of ledger {head.ledger} is known, this is {mine}")
+        if head.ledger != keys.ledger:
+            text = (
+                f"a head of ledger {head.ledger} is known, under key {head.key[:16]}; this is {keys.ledger or 'none'}"
+            )
+            reading.find(0, "second-ledger", text)
+        elif head.key not in keys.since:
+            foreign.setdefault(head.key, set()).add(head.seq)
+        elif digests.get(head.seq) == head.digest:
+            continue
+        elif not keys.speaks(head):
+            text = (
+                f"others were shown line {head.seq} as {head.digest[:16]}, under key {head.key[:16]}, {keys.end(head)}"
+            )
+            reading.find(head.seq if head.seq in digests else 0, "retired-head", text)
         elif head.seq not in digests:
-            end = max(digests, default=0)
             reading.find(0, "truncated", f"line {head.seq} was shown to others, this copy ends at {end}")
-        elif digests[head.seq] != head.digest:
+        else:
             reading.find(
                 head.seq, "rewritten", f"others were shown {head.digest[:16]}, here is {digests[head.seq][:16]}"
             )
+    for key, lines in foreign.items():
+        reading.find(0, "foreign-head", _foreign(key, sorted(lines), end))
     return reading.findings
+
+
+def fitting_heads(links: Sequence[Link], heads: Iterable[Head]) -> list[Head]:
+    """Those heads that are the owner's word about a line as it stands in a chain: somebody else has seen it so."""
+    keys, digests = _KeyTerms.of(links), {link.seq: link.digest.hex() for link in links}
+    return [
+        head
+        for head in heads
+        if head.ledger == keys.ledger and keys.speaks(head) and digests.get(head.seq) == head.digest
+    ]
 
 
 def read_receipts(texts: Iterable[str]) -> tuple[list[Receipt], list[Finding]]:
@@ -144,12 +193,76 @@ def read_receipts(texts: Iterable[str]) -> tuple[list[Receipt], list[Finding]]:
     return receipts, reading.findings
 
 
-def _opened(links: Sequence[Link]) -> Opened | None:
-    try:
-        line = from_text(links[0].body)
-    except (ValueError, IndexError):
+@dataclass(frozen=True, kw_only=True)
+class _KeyTerms:
+    """Which key spoke for a chain when, by its own lines.
+
+    Attributes:
+        ledger: Id of the chain; empty if its first line cannot be read.
+        lines: That put a key in force, in order.
+        keys: Hex, in the same order.
+        since: The line from which on each key signs heads.
+        revoked: Lines from which on keys are not believed.
+    """
+
+    ledger: str
+    lines: tuple[int, ...]
+    keys: tuple[str, ...]
+    since: dict[str, int]
+    revoked: dict[str, int]
+
+    @classmethod
+    def of(cls, links: Sequence[Link]) -> "_KeyTerms":
+        """From the lines that open, rotate and revoke."""
+        said = [_key_line(link) for link in links]
+        opened = said[0] if said and isinstance(said[0], Opened) else None
+        named = [line for line in said if line is opened or isinstance(line, Rotated)] if opened else []
+        return cls(
+            ledger=opened.ledger if opened else "",
+            lines=tuple(line.seq for line in named),
+            keys=tuple(line.key for line in named),
+            since={line.key: line.seq for line in reversed(named)},
+            revoked={line.key: line.since for line in said if isinstance(line, Revoked)},
+        )
+
+    def speaks(self, head: Head) -> bool:
+        """Whether a head's key was in force after the line that it shows (beyond the end: is so), and is believed."""
+        at = bisect.bisect_right(self.lines, head.seq) - 1
+        in_force = at >= 0 and self.keys[at] == head.key
+        return in_force and not head.seq >= self.revoked.get(head.key, head.seq + 1)
+
+    def end(self, head: Head) -> str:
+        """Why a key of the chain does not speak for a line, in words."""
+        if head.seq >= self.revoked.get(head.key, head.seq + 1):
+            return f"which is revoked from line {self.revoked[head.key]} on"
+        if head.seq < self.since[head.key]:
+            return f"which was not in force before line {self.since[head.key]}"
+        return f"which line {self.lines[self.keys.index(head.key) + 1]} replaced"
+
+
+def _key_line(link: Link) -> Opened | Rotated | Revoked | None:
+    """What a link says of keys, if it does; canonical text holds no such words anywhere else."""
+    if not any(f'"type":"{kind}"' in link.body for kind in ("opened", "rotated", "revoked")):
         return None
-    return line if isinstance(line, Opened) else None
+    try:
+        line = from_text(link.body)
+    except ValueError:
+        return None
+    return line if isinstance(line, Opened | Rotated | Revoked) else None
+
+
+def _foreign(key: str, lines: Sequence[int], end: int) -> str:
+    """What heads under a key that a chain never had say of it, for an auditor."""
+    if lines[-1] > end:
+        otherwise = f"an end was lost in which the key was replaced (this copy ends at line {end})"
+    else:
+        otherwise = "lines were rewritten so that a replacement of the key is gone"
+    which = f"line {lines[0]}" if len(lines) == 1 else f"{len(lines)} lines from {lines[0]} to {lines[-1]}"
+    return (
+        f"a statement about {which} names this ledger and is signed by key {key[:16]}, which this ledger never had: by "
+        f"itself no evidence against it. Either somebody made it up, or {otherwise}; who says so must show the "
+        f"rotation to that key"
+    )
 
 
 def _check_place(reading: _Reading, link: Link, *, position: int, before: bytes) -> None:
@@ -182,8 +295,30 @@ def _check_signature(reading: _Reading, link: Link) -> None:
 
 def _read(reading: _Reading, link: Link, line: AnyLine) -> None:
     """What a well-formed line means for the ones after it."""
-    if isinstance(line, Opened) and link.seq != 1:
-        reading.find(link.seq, "opening", "a chain is opened once")
+    if isinstance(line, Opened | Rotated | Revoked):
+        _read_keys(reading, link, line)
+    elif isinstance(line, Charged):
+        _read_charge(reading, line)
+    elif isinstance(line, Released | Withheld):
+        if reading.charges.get(line.charge) is not False:
+            reading.find(link.seq, "outcome", f"line {line.charge} is no open charge")
+        reading.charges[line.charge] = True
+    elif isinstance(line, PolicyInForce):
+        if hashlib.sha256(line.text.encode()).hexdigest() != line.digest:
+            reading.find(link.seq, "policy", "its digest is not that of its text")
+    elif isinstance(line, Layers):
+        reading.layers.add(line.digest)
+        if names_digest(line.names) != line.digest:
+            reading.find(link.seq, "names", "its digest is not that of its names")
+    elif isinstance(line, RefusedLine | Flooded | Ebbed):
+        _read_refusal(reading, line)
+
+
+def _read_keys(reading: _Reading, link: Link, line: Opened | Rotated | Revoked) -> None:
+    """Which key is in force from the next line on, and which is not believed any more."""
+    if isinstance(line, Opened):
+        if link.seq != 1:
+            reading.find(link.seq, "opening", "a chain is opened once")
     elif isinstance(line, Rotated):
         new = bytes.fromhex(line.key)
         try:
@@ -191,16 +326,8 @@ def _read(reading: _Reading, link: Link, line: AnyLine) -> None:
         except SignatureError as error:
             reading.find(link.seq, "rotation", f"the new key did not agree: {error}")
         reading.key = new
-    elif isinstance(line, Revoked):
+    else:
         _read_revocation(reading, line)
-    elif isinstance(line, Charged):
-        _read_charge(reading, line)
-    elif isinstance(line, Released | Withheld):
-        if reading.charges.get(line.charge) is not False:
-            reading.find(link.seq, "outcome", f"line {line.charge} is no open charge")
-        reading.charges[line.charge] = True
-    elif isinstance(line, PolicyInForce) and hashlib.sha256(line.text.encode()).hexdigest() != line.digest:
-        reading.find(link.seq, "policy", "its digest is not that of its text")
 
 
 def _read_charge(reading: _Reading, line: Charged) -> None:
@@ -209,10 +336,24 @@ def _read_charge(reading: _Reading, line: Charged) -> None:
         reading.find(line.seq, "twice", f"the {line.kind} of round {line.round} of run {line.run!r} was charged before")
     reading.questions.add(question)
     reading.charges[line.seq] = False
+    if line.layers and line.layers not in reading.layers:
+        reading.find(line.seq, "names", f"no line before it names the parameters {line.layers[:16]}")
     try:
         read_event(line.event)
     except ValueError as error:
         reading.find(line.seq, "event", str(error)[:300])
+
+
+def _read_refusal(reading: _Reading, line: RefusedLine | Flooded | Ebbed) -> None:
+    """Refusals are written, or counted; a count belongs to the flood before it and ends it."""
+    if isinstance(line, Ebbed):
+        if line.flood != reading.flood or not reading.flood:
+            reading.find(line.seq, "flood", f"it counts refusals from line {line.flood} on, where no open flood is")
+        reading.flood = 0
+    elif reading.flood:
+        reading.find(line.seq, "flood", f"the refusals from line {reading.flood} on were not counted before it")
+    if isinstance(line, Flooded):
+        reading.flood = line.seq
 
 
 def _read_revocation(reading: _Reading, line: Revoked) -> None:

@@ -75,24 +75,39 @@ class Gate:
 
         Raises:
             BudgetExhausted: If there is no room; `compute` was not called.
-            Refused: If this is a replay with other content, or the payload is not finite.
+            Refused: If this is a replay with other content, or the payload is not finite, or holds other arrays than
+                the charge names.
 
         Guarantees:
             - `compute` runs only after the charge is durable.
             - What is returned was kept before it was returned: asked again, the same bytes come back.
             - A payload with a NaN or an infinity is refused, and so is whoever asks again; it stays paid for.
+            - So is one whose arrays are not those that the charge names, if it names any.
         """
         entry = self.ledger.charge(charge, self.limits)  # 1. pay, durably
         kept = self.ledger.kept_release(entry)
         if kept is None:
             payload = compute()  # 2. compute
             try:
+                _require_named(payload, charge)
                 packed = _pack(payload)
             except Refused as refusal:
                 self.ledger.withhold(entry, str(refusal))
                 raise
             kept = self.ledger.keep_release(entry, packed)  # 3. keep
         return Release(_unpack(kept), entry, made_by=_GATE_ONLY)  # 4. hand out
+
+
+def _require_named(payload: Payload, charge: Charge) -> None:
+    """Refuse a payload with other parameters than the ledger says."""
+    odd = sorted(payload.arrays.keys() ^ set(charge.layers)) if charge.layers else []
+    if odd:
+        raise Refused(
+            f"{odd[0]!r} is in the {charge.kind} or in what was charged for it, and not in both, so nothing leaves; "
+            f"its cost stays charged",
+            rule="layers",
+            asked=f"parameter {odd[0]}",
+        )
 
 
 def _pack(payload: Payload) -> bytes:

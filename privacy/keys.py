@@ -39,6 +39,14 @@ from isthmus.errors import ConfigError, RunError
 PASSPHRASE, KEY_FILE = "ISTHMUS_PASSPHRASE", "ISTHMUS_KEY_FILE"
 _SCRYPT_COST = 2**15
 _LEAST_PASSPHRASE, _LEAST_KEY_FILE = 12, 32
+_SMALL_ORDER = frozenset(
+    (
+        *(low.to_bytes(32, "little") for low in (0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18)),
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    )
+)
+"""Ed25519 keys, without their sign, for which anybody can make signatures; as in libsodium's `has_small_order`."""
 
 
 class SignatureError(ValueError):
@@ -155,7 +163,12 @@ def check_signature(public: bytes, message: bytes, signature: bytes) -> None:
 
     Raises:
         SignatureError: If it is not this key's signature of this message.
+
+    Guarantees:
+        - A key that needs no secret to sign (a point of small order) has no signature.
     """
+    if public[:31] + bytes(byte & 0x7F for byte in public[31:]) in _SMALL_ORDER:
+        raise SignatureError(f"no key that signs: {public.hex()[:16]}")
     try:
         _public_key(public).verify(signature, message)
     except (InvalidSignature, ValueError) as error:

@@ -24,14 +24,22 @@ from dp_accounting import DpEvent
 import isthmus
 from isthmus.errors import BudgetExhausted, Refused, RunError
 from isthmus.privacy.accounting import Spending, encode_event, epsilon, fits
-from isthmus.privacy.custody import open_chain
+from isthmus.privacy.custody import open_chain, require_sound
 from isthmus.privacy.entries import Charge, LedgerEntry, Limits, entry_of, read_event, require_same
-from isthmus.privacy.examination import compare_heads, examine, read_receipts
 from isthmus.privacy.heads import Head, Receipt, read_head
 from isthmus.privacy.keys import Secret, secret_from_environment
-from isthmus.privacy.lines import Charged, PolicyInForce, RefusedLine, Released, Withheld, one_line
+from isthmus.privacy.lines import (
+    Charged,
+    Layers,
+    PolicyInForce,
+    Released,
+    Withheld,
+    names_digest,
+    one_line,
+)
 from isthmus.privacy.links import KIND, ROUND, RUN, TYPE, Link
 from isthmus.privacy.program import code_hash
+from isthmus.privacy.refusals import Refusals
 
 
 class Ledger:
@@ -54,12 +62,13 @@ class Ledger:
             name=name or self.path.resolve().parent.name,
             secret=secret or secret_from_environment(),
         )
+        self._refusals = Refusals(self.chain)
         self._seen: Link | None = None
         self._spent = Spending()
         self._spent_by_run: dict[str, Spending] = {}
         self._policy: str | None = None
         try:
-            self._require_sound()
+            require_sound(self.chain)
             self._catch_up()
         except RunError:
             self.close()
@@ -97,6 +106,7 @@ class Ledger:
             what = f"the {charge.kind} of round {charge.round}"
             self._require_room([charge.event], limits, run=charge.run, what=what)
             self._follow()  # another process may have followed another policy meanwhile
+            self._refusals.count()
             try:
                 line = self.chain.append(
                     Charged,
@@ -107,6 +117,8 @@ class Ledger:
                         "kind": charge.kind,
                         "request": charge.request.hex(),
                         "event": encode_event(charge.event),
+                        "clip": None if charge.clip is None else float(charge.clip),
+                        "layers": self._name(charge.layers),
                         "private": charge.private,
                         "version": isthmus.__version__,
                         "code": code_hash(),
@@ -186,18 +198,9 @@ class Ledger:
                 self.chain.append(Withheld, {"charge": entry.seq, "reason": one_line(reason)})
 
     def refuse(self, refusal: Refused, *, run: str, round_: int, kind: str, coordinator: str = "") -> None:
-        """Write down that a rule said no; the same rule about the same question is written once."""
-        fields = {"run": one_line(run), "round": round_, "kind": one_line(kind), "rule": one_line(refusal.rule)}
+        """Write down that a rule said no, as `isthmus.privacy.refusals` does: once, and not too many in a day."""
         with self.chain.transaction():
-            known = self.chain.db.execute(
-                f"SELECT 1 FROM chain WHERE {TYPE} = 'refused' AND {RUN} = ? AND {ROUND} = ? AND {KIND} = ? "  # noqa: S608
-                f"AND json_extract(body, '$.rule') = ?",
-                tuple(fields.values()),
-            ).fetchone()
-            if known is None:
-                asked = one_line(refusal.asked or str(refusal))
-                more = {"asked": asked, "limit": one_line(refusal.limit), "coordinator": coordinator}
-                self.chain.append(RefusedLine, {**fields, **more})
+            self._refusals.write(refusal, run=run, round_=round_, kind=kind, coordinator=coordinator)
 
     def follow(self, policy: str) -> None:
         """Write down the policy in force, where it is another one than before.
@@ -218,7 +221,8 @@ class Ledger:
 
         Raises:
             Refused: If the head is not one of this ledger, or says of it what it does not hold: either it was cut, or
-                replaced by an older copy, or somebody made the head up. The receipt is not kept.
+                replaced by an older copy, or somebody made the head up. If it is not signed by the key that was in
+                force after its line. The receipt is not kept.
         """
         head = read_head(receipt.head)
         if head.ledger != self.chain.ledger:
@@ -230,6 +234,13 @@ class Ledger:
                     f"if it was restored from an older copy, bring back the newest one",
                     rule="receipt",
                     asked=f"line {head.seq} is {head.digest}",
+                )
+            if not self.chain.speaks(head):
+                raise Refused(
+                    f"the receipt shows line {head.seq} of this ledger under key {head.key[:16]}, which was not in "
+                    f"force there: somebody else signed it",
+                    rule="receipt",
+                    asked=f"line {head.seq} under key {head.key}",
                 )
             self.chain.db.execute(
                 "INSERT OR IGNORE INTO receipts (seq, text) VALUES (?, ?)", (head.seq, receipt.text())
@@ -312,28 +323,6 @@ class Ledger:
                 limit=f"epsilon {budget.epsilon:g} at delta {budget.delta:g}",
             )
 
-    def _require_sound(self) -> None:
-        """Refuse a chain that is not what its owner wrote, or that ends before what it was last seen to hold."""
-        links = list(self.chain.links())
-        # Each digest covers all lines before it, so the last receipt stands for all of them.
-        texts = self.chain.db.execute("SELECT text FROM receipts ORDER BY seq DESC LIMIT 1").fetchall()
-        receipts, broken = read_receipts(text for (text,) in texts)
-        shown = compare_heads(links, [read_head(receipt.head) for receipt in receipts])
-        findings = [finding for finding in (*examine(links), *broken, *shown) if finding.rule != "revoked"]
-        if not findings:
-            return
-        first, listed = findings[0], f"({len(findings)} findings; `isthmus verify` lists them)"
-        where = f"line {first.line}: " if first.line else ""
-        if all(finding.rule in {"form", "event"} for finding in findings):
-            raise RunError(
-                f"{self.path}: line {first.line} cannot be read: {first.text} {listed}. Use the version of Isthmus "
-                f"that wrote it, or restore the ledger's newest sound copy."
-            )
-        raise RunError(
-            f"{self.path}: this ledger was changed by somebody else: {where}{first.text} {listed}. "
-            f"Restore its newest sound copy."
-        )
-
     def _catch_up(self) -> None:
         """Add up what was written since the last look, by this process or another."""
         links = self.chain.links(after=self._seen.seq - 1 if self._seen else 0)
@@ -379,6 +368,20 @@ class Ledger:
             digest = hashlib.sha256(self._policy.encode()).hexdigest()
             if self._policy_in_force() != digest:
                 self.chain.append(PolicyInForce, {"digest": digest, "text": self._policy})
+
+    def _name(self, layers: Sequence[str]) -> str:
+        """Inside a transaction: the digest of these names, which a line holds; empty for no names."""
+        if not layers:
+            return ""
+        names = tuple(sorted(set(layers)))
+        digest = names_digest(names)
+        known = self.chain.db.execute(
+            f"SELECT 1 FROM chain WHERE {TYPE} = 'layers' AND json_extract(body, '$.digest') = ?",  # noqa: S608
+            (digest,),
+        ).fetchone()
+        if known is None:
+            self.chain.append(Layers, {"digest": digest, "names": names})
+        return digest
 
     def _policy_in_force(self) -> str:
         row = self.chain.db.execute(

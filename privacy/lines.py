@@ -11,17 +11,22 @@ terminal. Kinds of line are never removed and never change meaning; new ones may
 |-------------|-----------------------------------------------------------------------------------------|
 | `opened`    | the ledger is made: its id, its owner's name, the first signing key                       |
 | `policy`    | the policy in force is another one than before: its text                                  |
+| `layers`    | before the first charge for a release of these parameters: their names                    |
 | `charged`   | before a release is computed: what it is, what it costs, for whom, under which policy      |
 | `released`  | the finished release was kept and may leave: hash of its bytes                            |
 | `withheld`  | what was computed may not leave; it stays paid for                                        |
 | `refused`   | a rule said no: the rule, what was asked, the limit                                       |
+| `flooded`   | too many refusals in a day: from here on they are counted and not written singly          |
+| `ebbed`     | the day is over: how many were not written                                                |
 | `rotated`   | another signing key is in force from the next line on                                     |
 | `revoked`   | a key was lost: nothing it signed from a line on is believed                              |
 | `noted`     | the coordinator's log only: a domain said where its ledger stands                         |
 """
 
 import datetime as dt
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -34,10 +39,15 @@ LONGEST_DOCUMENT = 100_000
 """Characters of a policy."""
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = _LONGEST) -> str:
     """Any text as one that a line can hold: visible characters only, not too long."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST])
-    return shown if len(text) <= _LONGEST else shown[:-1] + "…"
+    shown = "".join(letter if letter.isprintable() else " " for letter in text[:longest])
+    return shown if len(text) <= longest else shown[:-1] + "…"
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """(64 hex digits) SHA-256 of names, sorted, each ended by a line break, which no name holds."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
 
 
 def _printable(text: str) -> str:
@@ -53,6 +63,13 @@ def _moment(text: str) -> str:
     return text
 
 
+def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that come sorted, each once."""
+    if list(names) != sorted(set(names)):
+        raise ValueError("names must be sorted, each once")
+    return names
+
+
 Text = Annotated[str, Field(max_length=_LONGEST), AfterValidator(_printable)]
 Document = Annotated[str, Field(max_length=LONGEST_DOCUMENT), AfterValidator(_printable)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -64,6 +81,7 @@ Time = Annotated[
     AfterValidator(_moment),
 ]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Norm = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Line(BaseModel):
@@ -100,6 +118,14 @@ class PolicyInForce(Line):
     text: Document
 
 
+class Layers(Line):
+    """Parameters that releases hold: `digest` is that of their `names` (`names_digest`); charges refer to it."""
+
+    type: Literal["layers"] = "layers"
+    digest: Hash
+    names: Annotated[tuple[Text, ...], Field(min_length=1, max_length=10_000), AfterValidator(_in_order)]
+
+
 class Charged(Line):
     """A release that is paid for.
 
@@ -110,6 +136,8 @@ class Charged(Line):
         kind: What is released.
         request: Digest of everything the release depends on besides the data.
         event: What it costs, in the encoding of `isthmus.privacy.accounting`.
+        clip: Norm to which one user's contribution is clipped; None where the release has no such norm of its own.
+        layers: Digest of the names of the parameters that it holds; empty where it holds none.
         private: False if its noise can be repeated.
         version: Of Isthmus.
         code: Hash of the program that wrote this.
@@ -124,6 +152,8 @@ class Charged(Line):
     kind: Text
     request: Hex
     event: Text
+    clip: Norm | None
+    layers: MaybeHash
     private: bool
     version: Text
     code: MaybeHash
@@ -160,6 +190,21 @@ class RefusedLine(Line):
     coordinator: MaybeHash
 
 
+class Flooded(Line):
+    """The day has seen `most` refusals: further ones are counted and not written, until the next day (UTC)."""
+
+    type: Literal["flooded"] = "flooded"
+    most: Count
+
+
+class Ebbed(Line):
+    """`count` refusals were not written after line `flood`; those that repeat a written one are never counted."""
+
+    type: Literal["ebbed"] = "ebbed"
+    flood: Count
+    count: Count
+
+
 class Rotated(Line):
     """`key` is in force from the next line on; `proof` is its signature over the ledger's id and the old key."""
 
@@ -189,7 +234,18 @@ class Noted(Line):
 
 
 AnyLine = Annotated[
-    Opened | PolicyInForce | Charged | Released | Withheld | RefusedLine | Rotated | Revoked | Noted,
+    Opened
+    | PolicyInForce
+    | Layers
+    | Charged
+    | Released
+    | Withheld
+    | RefusedLine
+    | Flooded
+    | Ebbed
+    | Rotated
+    | Revoked
+    | Noted,
     Field(discriminator="type"),
 ]
 _READER: TypeAdapter[AnyLine] = TypeAdapter(AnyLine)

@@ -34,11 +34,18 @@ CHAIN_TABLES = (_TABLE, _KEYS)
 SELECT = "SELECT seq, body, previous, digest, key, signature FROM chain"
 
 TYPE, RUN, ROUND, KIND = (f"json_extract(body, '$.{name}')" for name in ("type", "run", "round", "kind"))
+DAY = "substr(json_extract(body, '$.time'), 1, 10)"
 LEDGER_TABLES = (
     f"CREATE UNIQUE INDEX charges ON chain ({RUN}, {ROUND}, {KIND}) WHERE {TYPE} = 'charged'",
     f"CREATE UNIQUE INDEX outcomes ON chain (json_extract(body, '$.charge')) WHERE {TYPE} IN ('released', 'withheld')",
     f"CREATE INDEX policies ON chain (seq) WHERE {TYPE} = 'policy'",
+    f"CREATE UNIQUE INDEX layers ON chain (json_extract(body, '$.digest')) WHERE {TYPE} = 'layers'",
     f"CREATE INDEX refusals ON chain ({RUN}, {ROUND}, {KIND}) WHERE {TYPE} = 'refused'",
+    f"CREATE INDEX days ON chain ({DAY}) WHERE {TYPE} = 'refused'",
+    """CREATE TABLE floods (
+    line INTEGER PRIMARY KEY REFERENCES chain (seq),
+    count INTEGER NOT NULL
+) STRICT""",
     """CREATE TABLE releases (
     seq INTEGER PRIMARY KEY REFERENCES chain (seq),
     run TEXT NOT NULL,
@@ -95,15 +102,21 @@ def rotation_message(ledger: str, old: bytes) -> bytes:
     return b"isthmus rotation 1\n" + ledger.encode() + b"\n" + old
 
 
-def key_in_force(db: sqlite3.Connection, path: Path) -> bytes:
+def key_in_force(db: sqlite3.Connection, path: Path, *, after: int = 2**53) -> bytes:
     """The public key that must sign the next line of the chain in a file.
+
+    Args:
+        db: The file.
+        path: Its path, for messages.
+        after: Line whose next one is meant; the last one where absent.
 
     Raises:
         RunError: If no line says so.
     """
     try:
         row = db.execute(
-            f"SELECT json_extract(body, '$.key') FROM chain WHERE {_KEY_LINES} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - ours
+            f"SELECT json_extract(body, '$.key') FROM chain WHERE {_KEY_LINES} AND seq <= ? ORDER BY seq DESC LIMIT 1",  # noqa: S608
+            (after,),
         ).fetchone()
         return bytes.fromhex(row[0])
     except (sqlite3.DatabaseError, TypeError, ValueError):

@@ -81,6 +81,10 @@ class Allowed(Section):
     programs: Hashes | None = None
     seeded: bool = True
 
+    def forbidden(self, layers: Iterable[str]) -> list[str]:
+        """Those names of parameters that no pattern in `layers` matches."""
+        return [name for name in layers if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layers)]
+
 
 class People(Section):
     """Whether one person may be a user of several domains; what the audit adds up per person.
@@ -162,9 +166,8 @@ class Policy(Section):
         allow = self.allow
         if kind not in allow.kinds:
             raise PolicyRefused("kinds", f"release {kind}", _listed(allow.kinds))
-        for layer in layers:
-            if not any(fnmatch.fnmatchcase(layer, pattern) for pattern in allow.layers):
-                raise PolicyRefused("layers", f"parameter {layer}", _listed(allow.layers))
+        for layer in allow.forbidden(layers):
+            raise PolicyRefused("layers", f"parameter {layer}", _listed(allow.layers))
         self.check_coordinator(coordinator)
 
     def check_coordinator(self, coordinator: str) -> None:

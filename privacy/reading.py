@@ -20,6 +20,7 @@ from isthmus.privacy.heads import Head, Receipt, read_head
 from isthmus.privacy.lines import (
     AnyLine,
     Charged,
+    Layers,
     Noted,
     Opened,
     PolicyInForce,
@@ -66,6 +67,11 @@ class Books:
     def policies(self) -> tuple[PolicyInForce, ...]:
         """The policies that were in force, oldest first."""
         return tuple(line for line in self.lines if isinstance(line, PolicyInForce))
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Names of the parameters that releases hold, by the digest that charges give."""
+        return {line.digest: line.names for line in self.lines if isinstance(line, Layers)}
 
     @property
     def refusals(self) -> tuple[RefusedLine, ...]:

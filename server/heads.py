@@ -60,6 +60,8 @@ class HeadLog:
         Raises:
             Refused: If the ledger stands before where it stood, or is another one: an older copy, or a new one,
                 would spend again what is spent.
+
+        A head under another key than before is noted with a warning: only the ledger shows whether it was rotated.
         """
         try:
             head = read_head(reply.head)
@@ -76,6 +78,8 @@ class HeadLog:
                 asked=f"line {head.seq}",
                 limit=f"at least line {before.seq}",
             )
+        if before is not None and before.key != head.key:
+            _LOG.warning("%s: key %s signs now, before it was %s; is that a rotation?", domain, head.key, before.key)
         self._latest[domain] = head
         run = one_line(reply.run)
         with self._chain.transaction():

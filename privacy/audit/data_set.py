@@ -18,15 +18,18 @@ from isthmus.privacy.audit.rules import read_policy
 from isthmus.privacy.audit.witnesses import heads_of
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.confirmation import confirm
+from isthmus.privacy.examination import fitting_heads
 from isthmus.privacy.heads import read_head
-from isthmus.privacy.lines import AnyLine, Charged, Opened, Released, Revoked, Rotated, Withheld
+from isthmus.privacy.lines import AnyLine, Charged, Ebbed, Flooded, Layers, Opened, Released, Revoked, Rotated, Withheld
 from isthmus.privacy.odometer import left, more_rounds
 from isthmus.privacy.people import Share
 from isthmus.privacy.reading import Books
 from isthmus.report.audit import (
     DataSet,
     Entry,
+    Flood,
     KeyRecord,
+    LayersRecord,
     Point,
     PolicyRecord,
     Program,
@@ -121,6 +124,12 @@ def data_set_of(books: Books, logs: Iterable[Books] = (), *, delta: float | None
             )
             for line in books.refusals
         ),
+        floods=floods_of(books),
+        layers=tuple(
+            LayersRecord(line=line.seq, digest=line.digest, names=line.names)
+            for line in books.lines
+            if isinstance(line, Layers)
+        ),
         policies=totals.policies,
         keys=keys_of_lines(books.lines),
         programs=tuple(
@@ -129,6 +138,21 @@ def data_set_of(books: Books, logs: Iterable[Books] = (), *, delta: float | None
         ),
         witnesses=_witnesses(books, logs),
         remarks=_remarks(entries, totals, seen=bool(books.receipts)),
+    )
+
+
+def floods_of(books: Books) -> tuple[Flood, ...]:
+    """The days with so many refusals that not all of them were written."""
+    counted = {line.flood: line for line in books.lines if isinstance(line, Ebbed)}
+    return tuple(
+        Flood(
+            line=line.seq,
+            time=line.time,
+            most=line.most,
+            count=counted[line.seq].count if line.seq in counted else None,
+        )
+        for line in books.lines
+        if isinstance(line, Flooded)
     )
 
 
@@ -254,6 +278,8 @@ def _entry(line: Charged, outcome: Released | Withheld | None) -> Entry:
         round=line.round,
         kind=line.kind,
         event=line.event,
+        clip=line.clip,
+        layers=line.layers,
         private=line.private,
         coordinator=line.coordinator,
         outcome="not sent" if outcome is None else "released" if isinstance(outcome, Released) else "withheld",
@@ -323,7 +349,7 @@ def _witnesses(books: Books, logs: Iterable[Books]) -> Witnesses:
         head=books.links[-1].digest.hex() if books.links else "",
         heads=len(heads),
         receipts=len(received),
-        seen=max((head.seq for head in (*heads, *received) if head.ledger == books.ledger), default=0),
+        seen=max((head.seq for head in fitting_heads(books.links, [*heads, *received])), default=0),
     )
 
 

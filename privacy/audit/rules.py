@@ -2,13 +2,14 @@
 
     findings = broken_rules(books)
 
-Every entry is held against the policy that was in force when it was written: the limits of epsilon, the noise, who
-asked, which program answered. The vault refuses all of this beforehand; here nobody's word is taken for it.
+Every entry is held against the policy that was in force when it was written: the limits of epsilon, the noise, the
+clip, the parameters, who asked, which program answered. The vault refuses all of this beforehand; here nobody's word
+is taken for it.
 """
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -63,6 +64,8 @@ def broken_rules(books: Books) -> list[Finding]:
         - Epsilon above the limit of the policy in force, over all runs or in one, is found.
         - An entry that names another policy than the one in force, or none, is found.
         - Less noise than the floor, a kind, coordinator or program that the policy does not allow, is found.
+        - A larger clipping norm, or another parameter, than the policy allows is found; so is an update that does not
+          say what it was clipped to, or which parameters it holds, where the policy has a rule about that.
         - Entries whose noise can be repeated are found where the policy forbids them, and where the ledger also
           holds private ones: then the epsilon of those says nothing.
     """
@@ -78,7 +81,7 @@ def broken_rules(books: Books) -> list[Finding]:
                 there = f"in force was {term.digest[:16]}" if term.digest else "none was in force"
                 seen["no-policy", f"{said}; {there}"].append(line.seq)
             if term.policy is not None:
-                for rule, text in _against(line, term.policy):
+                for rule, text in (*_against(line, term.policy), *_beyond(line, term.policy, books.layers)):
                     seen[rule, text].append(line.seq)
     seeded = [line.seq for line in books.lines if isinstance(line, Charged) and not line.private]
     if seeded and any(isinstance(line, Charged) and line.private for line in books.lines):
@@ -137,6 +140,22 @@ def _against(line: Charged, policy: Policy) -> Iterator[tuple[str, str]]:
         if noise < floor:
             rule = "least_metric_noise" if line.kind == "metric" else "least_noise"
             yield rule, f"noise multiplier {noise:g}, and the policy asks for {floor:g}"
+
+
+def _beyond(line: Charged, policy: Policy, layers: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    """The same for what a release holds: how much of one user, and of which parameters."""
+    allow, update = policy.allow, line.kind == "update"
+    largest = allow.largest_clip
+    if largest is not None and line.clip is None and update:
+        yield "largest_clip", f"an update that does not say its clip, and the policy allows {largest:g}"
+    elif largest is not None and line.clip is not None and line.clip > largest:
+        yield "largest_clip", f"clip {line.clip:g}, and the policy allows {largest:g}"
+    names = layers.get(line.layers, ())
+    if update and not names and "*" not in allow.layers:
+        yield "layers", "an update that does not say which parameters it holds, and the policy allows some only"
+    odd = allow.forbidden(names)
+    if odd:
+        yield "layers", f"{len(odd)} parameters that the policy does not allow, {odd[0]} the first of them"
 
 
 @functools.lru_cache(maxsize=4096)

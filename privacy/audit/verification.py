@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import RunError
-from isthmus.privacy.audit.data_set import finite, totals_of
+from isthmus.privacy.audit.data_set import finite, floods_of, totals_of
 from isthmus.privacy.audit.rules import broken_rules
 from isthmus.privacy.audit.signed import check_signed
 from isthmus.privacy.audit.sources import Sources, ledger_files, noted_heads, read_sources
 from isthmus.privacy.audit.witnesses import broken_heads, contradictions, heads_of, keys_of
 from isthmus.privacy.confirmation import confirm
-from isthmus.privacy.examination import Finding
+from isthmus.privacy.examination import Finding, fitting_heads
+from isthmus.privacy.heads import read_head
 from isthmus.privacy.reading import Books
 from isthmus.report.audit import read_text
 from isthmus.report.numbers import plural
@@ -29,9 +30,9 @@ _DATABASE = b"SQLite format 3\x00"
 _CHECKS = {
     "chain": ("file", "empty", "form", "order", "link", "digest", "opening"),
     "signatures": ("key", "signature", "rotation", "revoked"),
-    "entries": ("outcome", "twice", "event", "policy", "payload"),
+    "entries": ("outcome", "twice", "event", "policy", "payload", "names", "flood"),
     "receipts": ("receipt", "denied", "head"),
-    "witnesses": ("truncated", "rewritten", "second-ledger", "fork"),
+    "witnesses": ("truncated", "rewritten", "second-ledger", "fork", "foreign-head", "retired-head"),
     "epsilon": ("accountant", "recomputed"),
 }
 """Names of checks and the rules of their findings; every other rule is one of a policy."""
@@ -130,17 +131,28 @@ def _ledger(books: Books, sources: Sources, against: Sequence[Finding], delta: f
     details = {
         "chain": plural(len(books.links), "line"),
         "signatures": f"key in force {keys_of(books)[-1].hex()[:16] if keys_of(books) else 'unknown'}",
-        "entries": f"{plural(len(books.entries), 'release')}, {plural(len(books.refusals), 'refusal')}",
+        "entries": f"{plural(len(books.entries), 'release')}, {plural(len(books.refusals), 'refusal')}{_more(books)}",
         "receipts": f"{plural(len(books.receipts), 'receipt')} of coordinators",
         "witnesses": f"{plural(len(heads), 'head')} in {plural(len(sources.logs), 'log')}",
         "policy": f"{len(books.policies)} were in force, one after the other",
         "epsilon": f"{spent}, Renyi DP {opinion.rdp:.4f}" if math.isfinite(totals.epsilon) else "cannot be proven",
     }
-    notes = [] if heads or books.receipts else ["Nobody else's word about this ledger: a cut tail would not show."]
+    words = [*heads, *(read_head(receipt.head) for receipt in books.receipts)]
+    notes = []
+    if not fitting_heads(books.links, words):
+        notes.append("Nobody else's word about this ledger: a cut tail would not show.")
     if any(not entry.private for entry in books.entries):
         notes.append("NOT PRIVATE: it holds entries whose noise can be repeated; epsilon is nominal.")
     found = _verified(books.path, "ledger", findings, details, notes=notes)
     return replace(found, epsilon=finite(totals.epsilon), delta=totals.delta)
+
+
+def _more(books: Books) -> str:
+    """Refusals that were counted and not written, if there were any."""
+    floods = floods_of(books)
+    count = sum(flood.count or 0 for flood in floods)
+    still = any(flood.count is None for flood in floods)
+    return f" and {count:,} that were only counted{', others not counted yet' if still else ''}" if floods else ""
 
 
 def _document(file: Path, trusted: frozenset[bytes]) -> Verified:

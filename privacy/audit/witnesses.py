@@ -29,7 +29,8 @@ def contradictions(sources: Sources, *, trusted: frozenset[bytes] = frozenset())
             ledger's own word is taken.
 
     Guarantees:
-        - A ledger that lacks what a log of heads says of it, or says otherwise, is found.
+        - A ledger that lacks what a log of heads says of it, or says otherwise, is found; heads under a key that the
+          ledger never had prove nothing, and are found as such (`compare_heads`).
         - Another ledger of the same domain, in a log or among the files, is found.
         - Two copies of one ledger that went different ways are found.
         - A ledger signed under none of the trusted keys is found. Trusted is a key that opened it, or one that it was

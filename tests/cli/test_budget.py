@@ -55,6 +55,6 @@ def test_a_ledger_that_cannot_be_believed_is_exit_1(isthmus: Caller, cut: Path) 
 def _edit(path: Path) -> None:
     """Change a line."""
     db = sqlite3.connect(path)
-    db.execute("UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 5")
+    db.execute("UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 6")
     db.commit()
     db.close()

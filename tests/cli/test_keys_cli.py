@@ -97,7 +97,7 @@ def test_a_wrong_secret_changes_nothing(isthmus: Caller, ledger: Path, monkeypat
 def test_the_keys_of_a_changed_ledger_are_not_touched(isthmus: Caller, ledger: Path) -> None:
     """Somebody else's chain is not signed on."""
     db = sqlite3.connect(ledger)
-    db.execute("UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 5")
+    db.execute("UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 6")
     db.commit()
     db.close()
     done = isthmus("keys", "rotate", ledger, "--reason", "x")

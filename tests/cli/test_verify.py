@@ -32,7 +32,7 @@ def test_a_cut_ledger_is_exit_1(isthmus: Caller, cut: Path) -> None:
     assert done.code == 1
     assert "NOT SOUND" in done.out
     assert "NO witnesses" in done.out
-    assert "truncated: line 27 was shown to others, this copy ends at 20" in done.out
+    assert "truncated: line 28 was shown to others, this copy ends at 20" in done.out
     assert isthmus("verify", cut / "ledgers" / "books.db").code == 0
 
 

@@ -21,11 +21,13 @@ from isthmus.clients import connection
 from isthmus.clients.answers import Answering
 from isthmus.clients.app import app
 from isthmus.clients.connection import leave_simulation
+from isthmus.clients.vault import Vault
 from isthmus.config import load_federation
-from isthmus.errors import DataError, RunError
+from isthmus.errors import DataError, Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.grid import InProcessGrid
 from isthmus.privacy.gate import Release
+from isthmus.privacy.reading import read_ledger
 from isthmus.records import Kind, RoundReply, RoundRequest, arrays_digest, recipe_of
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +219,36 @@ def test_an_error_that_quotes_private_data_stays_in_the_domain(
         assert WORDS in caplog.text
 
 
+def test_a_refused_receipt_is_answered_with_the_reason_and_written_down(party: Party) -> None:
+    """By itself and with a request; the reply to both says where the ledger stands, the refusal included."""
+    vault = connection.simulated_vault(party.plan, 0)
+    assert isinstance(vault, Vault)
+    hostile = dataclasses.replace(party.first_contact(), receipt="no receipt")
+    (reply,) = party.grid.send_and_receive([party.grid.create_message(hostile.to_records(), "query.backbone", 2, "g")])
+    said = RoundReply.from_records(reply.content)
+    assert "the receipt cannot be kept" in said.refusal
+    assert "the receipt cannot be kept" in party.ask(Kind.CATALOGUE, hostile).refusal
+    assert said.head == vault.head()
+    books = read_ledger(vault.ledger.path)
+    assert [(line.kind, line.rule) for line in books.refusals] == [("receipt", "receipt")]
+
+
+def test_what_goes_wrong_with_a_receipt_or_a_head_stays_in_the_domain(
+    party: Party, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger whose key was rotated meanwhile, or that is full: its path and key are in the domain's log only."""
+    for failing in ("keep_receipt", "head"):
+        monkeypatch.setitem(connection._OPEN, (party.plan, 0), Unable(failing))
+        caplog.clear()
+        content = dataclasses.replace(party.first_contact(), receipt="{}").to_records()
+        (reply,) = party.grid.send_and_receive([party.grid.create_message(content, "query.backbone", 2, "g")])
+        replies = [reply, party.tell(Kind.UPDATE, content)] if failing == "head" else [reply]
+        for each in replies:
+            assert "an error in the domain" in RoundReply.from_records(each.content).refusal
+            assert WORDS.encode() not in message_to_proto(each).SerializeToString()
+        assert WORDS in caplog.text
+
+
 def test_a_vault_that_cannot_be_opened_says_nothing_of_itself(
     tiny_federation: TinyFederation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,6 +264,40 @@ def test_a_vault_that_cannot_be_opened_says_nothing_of_itself(
         assert WORDS.encode() not in wire
         assert b"domain.toml" not in wire
     assert WORDS in caplog.text
+
+
+class Unable(Answering):
+    """A domain that refuses every request, and whose ledger cannot do one thing."""
+
+    name = "books"
+
+    def __init__(self, failing: str) -> None:
+        self.failing = failing
+
+    def epsilon(self) -> float:
+        """Nothing spent."""
+        return 0.0
+
+    def keep_backbone(self, request: RoundRequest) -> None:
+        """Keep it."""
+
+    def release(self, kind: Kind, request: RoundRequest) -> Release:
+        """Refuse."""
+        raise Refused("no")
+
+    def keep_receipt(self, text: str) -> None:
+        """Fail, or keep it."""
+        if self.failing == "keep_receipt":
+            raise RunError(WORDS)
+
+    def head(self) -> str:
+        """Fail, or say nothing."""
+        if self.failing == "head":
+            raise RunError(WORDS)
+        return ""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class Indiscreet(Answering):

@@ -13,6 +13,8 @@ from isthmus.clients.vault import Vault
 from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.privacy.chain import now
+from isthmus.privacy.heads import make_head, make_receipt
 from isthmus.privacy.keys import Keys, fresh_keys
 from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.lines import Charged, RefusedLine
@@ -134,6 +136,7 @@ def test_what_the_rules_allow_is_answered(open_vault: Opener, asked: RoundReques
     (line,) = (line for line in books.lines if isinstance(line, Charged))
     (policy,) = books.policies
     assert (policy.text, line.policy) == (vault.policy.text(), policy.digest)
+    assert (line.clip, books.layers[line.layers]) == (1.0, tuple(sorted(asked.arrays)))
     assert (line.coordinator, line.code, line.private) == (COORDINATOR.public.hex(), code_hash(), True)
     assert release.entry.seq == line.seq
     assert books.refusals == ()
@@ -226,6 +229,40 @@ def test_a_broken_policy_opens_no_vault(open_vault: Opener) -> None:
     """A rule that cannot be read is not a rule that does not hold."""
     with pytest.raises(ConfigError, match="unknown key `allow.least_nose`; did you mean `least_noise`"):
         open_vault("[allow]\nleast_nose = 3\n")
+
+
+def test_an_evaluation_is_charged_without_clip_and_layers(open_vault: Opener, asked: RoundRequest) -> None:
+    """It has neither: its own range bounds what one user adds."""
+    vault = open_vault("[allow]\nlargest_clip = 1.0\n")
+    vault.release(Kind.METRIC, asked)
+    books = read_ledger(vault.ledger.path)
+    assert books.findings == ()
+    assert [(line.clip, line.layers) for line in books.lines if isinstance(line, Charged)] == [(None, "")]
+
+
+def test_a_receipt_that_is_refused_is_written_down(open_vault: Opener) -> None:
+    """No receipt at all, one for another ledger, for a line that is not there, and one under a stranger's key."""
+    vault, stranger = open_vault(), fresh_keys()
+    chain = vault.ledger.chain
+    last = chain.last()
+    heads = {
+        "another": make_head("00" * 16, 1, last.digest, chain.keys),
+        "absent": make_head(chain.ledger, 99, bytes(32), chain.keys),
+        "foreign": make_head(chain.ledger, last.seq, last.digest, stranger),
+    }
+    texts = {run: make_receipt(head, run=run, round=3, time=now(), keys=COORDINATOR) for run, head in heads.items()}
+    for _ in range(2):
+        for text in ("no receipt\n", *(receipt.text() for receipt in texts.values())):
+            with pytest.raises(Refused) as refusal:
+                vault.keep_receipt(text)
+            assert refusal.value.rule == "receipt"
+    key = COORDINATOR.public.hex()
+    found = [(line.run, line.round, line.kind, line.rule, line.coordinator) for line in refusals(vault)]
+    assert found == [("", 0, "receipt", "receipt", ""), *((run, 3, "receipt", "receipt", key) for run in heads)]
+    good = make_receipt(vault.ledger.head(), run="good", round=3, time=now(), keys=COORDINATOR)
+    vault.keep_receipt(good.text())
+    assert read_ledger(vault.ledger.path).receipts == (good,)
+    assert len(refusals(vault)) == 4
 
 
 def test_a_hostile_run_name_is_refused_and_written_as_one_line(open_vault: Opener, asked: RoundRequest) -> None:

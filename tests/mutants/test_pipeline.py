@@ -30,7 +30,7 @@ from isthmus.backbone import Backbone
 from isthmus.clients.evaluation import noisy_gain
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, train_round, user_losses
 from isthmus.config import PrivacyPolicy
-from isthmus.errors import BudgetExhausted
+from isthmus.errors import BudgetExhausted, Refused
 from isthmus.privacy.accounting import Spending, epsilon, gaussian
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.entries import Charge, LedgerEntry, Limits
@@ -278,6 +278,41 @@ def check_charged_before_computed(kind: type[Gate], folder: Path) -> None:
         raise CheckFailedError(f"charges on disk while computing: {looks.seen}, expected [1, 2]")
 
 
+# Other parameters than were named.
+
+
+class TrustingGate(Gate):
+    """Mutant: hands out whatever was computed."""
+
+    def release(self, charge: Charge, compute: Callable[[], Payload]) -> Release:
+        """Charge, compute, and do not look."""
+        entry = self.ledger.charge(charge, self.limits)
+        return Release(_unpack(self.ledger.keep_release(entry, _pack(compute()))), entry, made_by=_GATE_ONLY)
+
+
+def check_what_leaves_was_named(kind: type[Gate], folder: Path) -> None:
+    """A release holds the parameters that its charge names, or it does not leave, now or later."""
+    ledger = Ledger(folder / "ledger.db", name="books")
+    names = ("adaptor.weight", "norm.bias")
+    try:
+        gate = kind(ledger=ledger, limits=Limits(lifetime=PrivacyBudget(50.0, DELTA)))
+        for round_, held in enumerate((names, (*names, "secret"), names[:1], ())):
+            charge = dataclasses.replace(charge_of(round_), layers=names)
+            arrays = {name: np.zeros(2, np.float32) for name in held}
+            refusals = 0
+            for _ in range(2):
+                try:
+                    gate.release(charge, lambda arrays=arrays: Payload(arrays=arrays))  # type: ignore[misc]
+                except Refused:
+                    refusals += 1
+            if refusals != (0 if held == names else 2):
+                raise CheckFailedError(f"{held} left where {names} was charged for")
+        if [entry.withheld != "" for entry in read_ledger(ledger.path).entries] != [False, True, True, True]:
+            raise CheckFailedError("what may not leave is not on record as withheld")
+    finally:
+        ledger.close()
+
+
 IN_PLACE: dict[str, Callable[[Path], None]] = {
     "sampling is Poisson": lambda _: check_poisson_sampling(Watched()),
     "the divisor is public": lambda _: check_public_divisor(PrivateOptimizer),
@@ -285,6 +320,7 @@ IN_PLACE: dict[str, Callable[[Path], None]] = {
     "metrics are noisy": lambda _: check_noisy_metrics(noisy_gain),
     "the accountant lives across rounds": lambda folder: check_accountant_lives_across_rounds(Ledger, folder),
     "charged before computed": lambda folder: check_charged_before_computed(Gate, folder),
+    "what leaves was named": lambda folder: check_what_leaves_was_named(Gate, folder),
 }
 MUTANTS: dict[str, Callable[[Path], None]] = {
     "sampling fixed": lambda _: check_poisson_sampling(FixedSize()),
@@ -293,6 +329,7 @@ MUTANTS: dict[str, Callable[[Path], None]] = {
     "head trained without DP inside the loop": lambda _: check_no_state_without_dp(losses_under_a_head),
     "metrics released raw": lambda _: check_noisy_metrics(raw_gain),
     "accountant reset per round": lambda folder: check_accountant_lives_across_rounds(Forgetful, folder),
+    "other parameters released than named": lambda folder: check_what_leaves_was_named(TrustingGate, folder),
     "ledger charged after release": lambda folder: check_charged_before_computed(LateGate, folder),
 }
 

@@ -88,6 +88,8 @@ class Federation:
             event=event,
             private=private,
             coordinator=self.log.keys.public.hex(),
+            clip=1.0 if kind == "update" else None,
+            layers=("adaptor.weight", "head.weight") if kind == "update" else (),
         )
         entry = self.ledgers[name].charge(charge, self.policies[name].limits)
         if send:

@@ -47,6 +47,8 @@ def fields_of(charge: Charge) -> dict[str, object]:
         "kind": charge.kind,
         "request": charge.request.hex(),
         "event": encode_event(charge.event),
+        "clip": None,
+        "layers": "",
         "private": True,
         "version": "0",
         "code": "",

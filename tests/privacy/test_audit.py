@@ -168,7 +168,7 @@ def cut_tail(path: Path) -> None:
 
 def edit(path: Path) -> None:
     """Make one release cheaper."""
-    forge(path, "UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 5")
+    forge(path, "UPDATE chain SET body = replace(body, '1.9', '9.9') WHERE seq = 6")
 
 
 def delete(path: Path) -> None:
@@ -210,7 +210,7 @@ def sign_anew(path: Path) -> None:
         (edit, "digest"),
         (delete, "link"),
         (cut_tail, "truncated"),
-        (sign_anew, "rewritten"),
+        (sign_anew, "foreign-head"),
         (change_kept_release, "payload"),
         (misplace_kept_release, "payload"),
     ],
@@ -309,6 +309,8 @@ def charge(number: int, **changes: object) -> Charge:
         event=UPDATE,
         private=True,
         coordinator="ab" * 32,
+        clip=1.0,
+        layers=("adaptor.weight", "norm.bias"),
     )
     return dataclasses.replace(common, **changes)  # type: ignore[arg-type]
 
@@ -321,6 +323,11 @@ def charge(number: int, **changes: object) -> Charge:
         ({"allow": Allowed(least_noise=2.0)}, {}, "least_noise"),
         ({"allow": Allowed(least_metric_noise=30.0)}, {"kind": "metric", "event": METRIC}, "least_metric_noise"),
         ({"allow": Allowed(kinds=("metric",))}, {}, "kinds"),
+        ({"allow": Allowed(largest_clip=0.9)}, {}, "largest_clip"),
+        ({"allow": Allowed(largest_clip=0.9)}, {"clip": None}, "largest_clip"),
+        ({"allow": Allowed(largest_clip=0.9)}, {"kind": "metric", "event": METRIC}, "largest_clip"),
+        ({"allow": Allowed(layers=("norm.*",))}, {}, "layers"),
+        ({"allow": Allowed(layers=())}, {"layers": ()}, "layers"),
         ({"allow": Allowed(coordinators=("cd" * 32,))}, {}, "coordinators"),
         ({"allow": Allowed(programs=("cd" * 32,))}, {}, "programs"),
         ({"allow": Allowed(seeded=False)}, {"private": False}, "seeded"),
@@ -336,6 +343,35 @@ def test_an_entry_against_the_policy_in_force_is_found(
         ledger.charge(charge(0, **changes), WIDE)
         ledger.close()
         assert rules(make_audit(read_sources([ledger.path]))) == expected
+
+
+def test_clip_and_layers_at_the_limit_are_no_finding(tmp_path: Path) -> None:
+    """The largest clip itself, names that a pattern matches, and an evaluation that has neither."""
+    ledger = Ledger(tmp_path / "ledger.db", name="data")
+    ledger.follow(policy(run_epsilon=None, allow=Allowed(largest_clip=1.0, layers=("adaptor.*", "norm.bias"))).text())
+    ledger.charge(charge(0), WIDE)
+    ledger.charge(charge(0, kind="metric", event=METRIC, clip=None, layers=()), WIDE)
+    ledger.close()
+    audit = make_audit(read_sources([ledger.path]))
+    assert audit.findings == ()
+    (names,) = audit.data_sets[0].layers
+    update, metric = audit.data_sets[0].entries
+    assert names.names == ("adaptor.weight", "norm.bias")
+    assert (update.clip, update.layers, metric.clip, metric.layers) == (1.0, names.digest, None, "")
+
+
+@pytest.mark.parametrize("rule", ["largest_clip", "layers"])
+def test_the_check_of_what_an_update_holds_has_teeth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Mutant: a program that does not ask its policy, and an auditor who does not look; the real one finds it."""
+    ledger = Ledger(tmp_path / "ledger.db", name="data")
+    ledger.follow(policy(run_epsilon=None, allow=Allowed(largest_clip=0.5, layers=("norm.*",))).text())
+    ledger.charge(charge(0), WIDE)
+    ledger.close()
+    assert ("data", rule) in rules(make_audit(read_sources([ledger.path])))
+    monkeypatch.setattr("isthmus.privacy.audit.rules._beyond", lambda *_: iter(()))
+    assert rules(make_audit(read_sources([ledger.path]))) == set()
 
 
 def test_entries_under_no_policy_and_mixed_noise_are_found(tmp_path: Path) -> None:

@@ -26,11 +26,22 @@ from tests.privacy.conftest import (
 from isthmus.errors import Refused, RunError
 from isthmus.privacy.chain import now
 from isthmus.privacy.custody import key_path, open_chain, revoke_key, rotate_key
-from isthmus.privacy.examination import compare_heads, examine, read_receipts
-from isthmus.privacy.heads import make_head
+from isthmus.privacy.examination import _KeyTerms, compare_heads, examine, fitting_heads, read_receipts
+from isthmus.privacy.heads import Head, make_head, make_receipt
 from isthmus.privacy.keys import Keys, fresh_keys, open_keys
 from isthmus.privacy.ledger import Ledger
-from isthmus.privacy.lines import Charged, Noted, Opened, PolicyInForce, Released, Rotated, Withheld, from_text
+from isthmus.privacy.lines import (
+    Charged,
+    Layers,
+    Noted,
+    Opened,
+    PolicyInForce,
+    Released,
+    Rotated,
+    Withheld,
+    from_text,
+    names_digest,
+)
 from isthmus.privacy.links import Link, link_digest, link_message, read_links
 from isthmus.privacy.reading import read_ledger
 
@@ -288,7 +299,7 @@ def test_a_cut_tail_is_found_by_a_head_that_was_shown(path: Path) -> None:
     ledger = Ledger(path, secret=SECRET)
     heads = [ledger.head()]
     ledger.close()
-    for keep in (LINES - 1, 9, 2):
+    for keep in (LINES - 1, 9):
         change(path, "DELETE FROM chain WHERE seq > ?", parameters=(keep,))
         assert "truncated" not in rules(path)
         (finding,) = compare_heads(read_links(path), heads)
@@ -297,6 +308,117 @@ def test_a_cut_tail_is_found_by_a_head_that_was_shown(path: Path) -> None:
             f"line {LINES} was shown to others, this copy ends at {keep}",
         )
         assert "truncated" in rules(path, heads=heads)
+
+
+def test_a_tail_that_was_cut_with_the_rotation_in_it_looks_like_a_foreign_head(path: Path) -> None:
+    """What is left never had the key: it is found, as what it may be, and not as a proof."""
+    ledger = Ledger(path, secret=SECRET)
+    head = ledger.head()
+    ledger.close()
+    change(path, "DELETE FROM chain WHERE seq > 2")
+    (finding,) = compare_heads(read_links(path), [head])
+    assert (finding.line, finding.rule) == (0, "foreign-head")
+    assert "an end was lost in which the key was replaced (this copy ends at line 2)" in finding.text
+
+
+def framing(links: list[Link], keys: Keys) -> list[Head]:
+    """What a coordinator would make up under a key of its own to have a ledger look cut and rewritten."""
+    ledger = json.loads(links[0].body)["ledger"]
+    return [make_head(ledger, seq, bytes(32), keys) for seq in (3, 7, LINES, LINES + 1, 10**6)]
+
+
+def test_nobody_can_make_a_ledger_look_cut_with_a_key_of_their_own(path: Path) -> None:
+    """One finding for each such key, which accuses nobody; the ledger opens, and no receipt of it is kept."""
+    links, stranger, other = read_links(path), fresh_keys(), fresh_keys()
+    heads = [*framing(links, stranger), *framing(links, other)[:1]]
+    found = compare_heads(links, heads)
+    assert [(finding.line, finding.rule) for finding in found] == [(0, "foreign-head"), (0, "foreign-head")]
+    assert found[0].text.startswith(
+        f"a statement about 5 lines from 3 to {10**6} names this ledger and is signed by key "
+        f"{stranger.public.hex()[:16]}, which this ledger never had: by itself no evidence against it."
+    )
+    assert "about line 3 names" in found[1].text
+    assert rules(path, heads=heads) == {"foreign-head"}
+    assert fitting_heads(links, heads) == []
+    as_it_is = make_head(heads[0].ledger, LINES, links[-1].digest, stranger)
+    assert {finding.rule for finding in compare_heads(links, [as_it_is])} == {"foreign-head"}
+    assert fitting_heads(links, [as_it_is]) == []
+    ledger = Ledger(path, secret=SECRET)
+    for head in (*heads, as_it_is):
+        with pytest.raises(Refused, match="receipt shows line") as refusal:
+            ledger.keep_receipt(make_receipt(head, run="run", round=1, time=now(), keys=stranger))
+        assert refusal.value.rule == "receipt"
+    ledger.close()
+    kept = make_receipt(as_it_is, run="run", round=1, time=now(), keys=stranger).text()
+    change(path, "INSERT INTO receipts (seq, text) VALUES (?, ?)", parameters=(LINES, kept))
+    assert rules(path) == {"foreign-head"}
+    Ledger(path, secret=SECRET).close()
+
+
+def test_the_check_of_a_heads_key_has_teeth(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: any key speaks for a ledger, as if the name of it were enough. Then a stranger can condemn its owner."""
+    links, stranger = read_links(path), fresh_keys()
+    heads = framing(links, stranger)
+    real = _KeyTerms.of(links)
+    believed = replace(real, since={**real.since, stranger.public.hex(): 1})
+    monkeypatch.setattr(_KeyTerms, "of", lambda _: believed)
+    monkeypatch.setattr(_KeyTerms, "speaks", lambda *_: True)
+    assert {finding.rule for finding in compare_heads(links, heads)} == {"truncated", "rewritten"}
+
+
+def test_a_head_under_a_replaced_key_is_neither_proof_nor_nothing(tmp_path: Path) -> None:
+    """An older copy that went on under a new key cannot shake off what the old key had said; nor is it proven."""
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(path, name="books", secret=SECRET)
+    entry = ledger.charge(charge_of(0), WIDE)
+    ledger.keep_release(entry, b"payload")
+    ledger.charge(charge_of(1), WIDE)
+    head = ledger.head()
+    ledger.close()
+    old = copy_of(path, tmp_path / "old")
+    change(old, "PRAGMA foreign_keys = OFF", "DELETE FROM releases", "DELETE FROM chain WHERE seq > 2")
+    restored = Ledger(old, secret=SECRET)
+    rotate_key(restored.chain, SECRET, reason="yearly")
+    restored.charge(charge_of(1, run="another"), WIDE)
+    restored.close()
+    ((line, rule, text),) = [(f.line, f.rule, f.text) for f in compare_heads(read_links(old), [head])]
+    assert (line, rule) == (4, "retired-head")
+    assert text.endswith("which line 3 replaced")
+    revoked = Ledger(old, secret=SECRET)
+    revoke_key(revoked.chain, SECRET, since=5, reason="stolen")
+    thief = make_head(head.ledger, 10**6, bytes(32), fresh_keys())
+    revoked.close()
+    assert [f.rule for f in compare_heads(read_links(old), [thief])] == ["foreign-head"]
+
+
+def test_what_a_stolen_key_says_of_lines_from_its_revocation_on_is_no_proof(tmp_path: Path) -> None:
+    """Before that line it still is; and what agrees with the chain is no finding, whoever signed it."""
+    ledger = Ledger(tmp_path / "ledger.db", secret=SECRET)
+    for number in range(3):
+        ledger.charge(charge_of(number), WIDE)
+    stolen, id_ = ledger.chain.keys, ledger.chain.ledger
+    true = ledger.head()
+    revoke_key(ledger.chain, SECRET, since=4, reason="stolen")
+    ledger.close()
+    links = read_links(ledger.path)
+    for seq, rule in ((3, "rewritten"), (4, "retired-head"), (10**6, "retired-head"), (0, "retired-head")):
+        found = compare_heads(links, [make_head(id_, seq, bytes(32), stolen), true])
+        assert [finding.rule for finding in found] == [rule]
+    assert fitting_heads(links, [true]) == []
+    before = make_head(id_, 3, links[2].digest, stolen)
+    assert fitting_heads(links, [before]) == [before]
+
+
+def test_a_process_whose_key_was_replaced_says_nothing_more_of_the_ledger(tmp_path: Path) -> None:
+    """A head under the old key, of a line after it, would count for nothing; before it would be wrong to make one."""
+    path = tmp_path / "ledger.db"
+    stale, other = Ledger(path, secret=SECRET), Ledger(path, secret=SECRET)
+    rotate_key(other.chain, SECRET, reason="yearly")
+    with pytest.raises(RunError, match="it was rotated meanwhile. Start again"):
+        stale.head()
+    assert compare_heads(read_links(path), [other.head()]) == []
+    stale.close()
+    other.close()
 
 
 def test_a_rewritten_past_is_found_by_a_head_that_was_shown(tmp_path: Path) -> None:
@@ -353,6 +475,12 @@ def outcome(seq: int, charge: int) -> Released:
     return Released(seq=seq, time=now(), charge=charge, payload="00" * 32)
 
 
+def named(seq: int, *, digest: str | None = None) -> Layers:
+    """A line that names two parameters."""
+    names = ("adaptor.weight", "norm.bias")
+    return Layers(seq=seq, time=now(), digest=digest or names_digest(names), names=names)
+
+
 LIES = {
     "released twice": ([a_charge(2), outcome(3, 2), outcome(4, 2)], [(4, "outcome")]),
     "withheld and released": (
@@ -375,6 +503,11 @@ LIES = {
     "a policy under another digest": (
         [PolicyInForce(seq=2, time=now(), digest="00" * 32, text="{}")],
         [(2, "policy")],
+    ),
+    "names under another digest": ([named(2, digest="00" * 32)], [(2, "names")]),
+    "names that come after their charge": (
+        [a_charge(2).model_copy(update={"layers": named(3).digest}), named(3)],
+        [(2, "names")],
     ),
     "a key that nobody showed to have": (
         [Rotated(seq=2, time=now(), key="00" * 32, proof="00" * 64, reason="")],

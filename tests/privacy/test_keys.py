@@ -1,5 +1,6 @@
 """Keys: sealed on disk, opened by the right secret only, and every changed byte of their file is a clear refusal."""
 
+import contextlib
 import json
 import os
 import stat
@@ -7,13 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.privacy.conftest import OTHER_SECRET, SECRET
 
 from isthmus.errors import ConfigError, RunError
 from isthmus.privacy.keys import (
+    _SMALL_ORDER,
     KEY_FILE,
     PASSPHRASE,
     Keys,
@@ -302,3 +305,21 @@ def take_secret(line: threading.Barrier, contents: list[bytes]) -> None:
     """When everybody is ready."""
     line.wait()
     contents.append(secret_from_environment().content)
+
+
+def test_a_key_for_which_anybody_can_sign_has_no_signature() -> None:
+    """Points of small order: for each, a signature made without any secret passes the library and is refused here."""
+    signature = (1).to_bytes(32, "little") + bytes(32)  # R is the neutral point and s is 0: passes where k A vanishes
+    for point in _SMALL_ORDER:
+        for sign in (0, 0x80):
+            key = point[:31] + bytes([point[31] | sign])
+            passed = []
+            for number in range(200):
+                message = number.to_bytes(2, "big")
+                with contextlib.suppress(InvalidSignature):
+                    Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+                    passed.append(message)
+            assert passed or int.from_bytes(point, "little") >= 2**255 - 19  # no canonical point
+            for message in passed or [b""]:
+                with pytest.raises(SignatureError, match="no key that signs"):
+                    check_signature(key, message, signature)

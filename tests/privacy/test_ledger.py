@@ -15,6 +15,7 @@ from isthmus.privacy.entries import Charge, LedgerEntry, Limits
 from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.lines import Charged
 from isthmus.privacy.reading import read_ledger
+from isthmus.privacy.refusals import LONGEST_REFUSAL
 
 
 def asked(item: Charge | LedgerEntry) -> tuple[object, ...]:
@@ -305,7 +306,38 @@ def test_a_hostile_text_in_a_refusal_is_written_as_one_line(ledger: Ledger) -> N
     for text in (line.run, line.kind, line.rule, line.asked, line.limit):
         assert text.isprintable()
         assert text.startswith("run 2026 charged nothing")
-        assert len(text) == 2000
+        assert len(text) == LONGEST_REFUSAL
+
+
+def test_names_of_parameters_are_written_once(ledger: Ledger) -> None:
+    """Before the first charge for them, whatever their order; again only for another set; none where there are none."""
+    for number, names in enumerate((("a", "b"), ("b", "a"), (), ("a",), ("a", "b"))):
+        ledger.charge(dataclasses.replace(charge_of(number), layers=names, clip=0.5), WIDE)
+    books = read_ledger(ledger.path)
+    assert books.findings == ()
+    charged = [line for line in books.lines if isinstance(line, Charged)]
+    assert [books.layers.get(line.layers) for line in charged] == [("a", "b"), ("a", "b"), None, ("a",), ("a", "b")]
+    assert [line.type for line in books.lines].count("layers") == 2
+    assert {line.clip for line in charged} == {0.5}
+
+
+def test_names_that_no_line_can_hold_charge_nothing(ledger: Ledger) -> None:
+    """Refused by rule, and nothing of it is written, its names neither."""
+    for names in (("a\nb",), ("x" * 5000,)):
+        with pytest.raises(Refused, match="cannot be written into a ledger"):
+            ledger.charge(dataclasses.replace(charge_of(), layers=names), WIDE)
+    assert ledger.chain.last().seq == 1
+
+
+def test_work_goes_on_under_the_clip_that_was_charged_only(ledger: Ledger) -> None:
+    """Nothing was released yet, and the clip is another one now: what the ledger says of it would be wrong."""
+    charge = dataclasses.replace(charge_of(), clip=0.5)
+    entry = ledger.charge(charge, WIDE)
+    with pytest.raises(Refused, match=r"clip: 0\.5\) and would now be .*clip: 2\.0") as refusal:
+        ledger.charge(dataclasses.replace(charge, clip=2.0), WIDE)
+    assert refusal.value.rule == "cost"
+    ledger.keep_release(entry, b"payload")
+    assert ledger.charge(dataclasses.replace(charge, clip=2.0), WIDE).clip == 0.5
 
 
 def test_a_policy_is_written_when_it_changes(ledger: Ledger) -> None:

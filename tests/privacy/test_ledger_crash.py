@@ -350,4 +350,5 @@ def test_the_columns_of_the_file_are_the_documented_ones() -> None:
         "chain": ["seq", "body", "previous", "digest", "key", "signature"],
         "releases": ["seq", "run", "kind", "round", "payload"],
         "receipts": ["seq", "text"],
+        "floods": ["line", "count"],
     }

@@ -107,6 +107,13 @@ def test_a_hostile_name_stays_text(seeded: Audit) -> None:
     assert "Traceback" not in printed(seeded)
 
 
+def test_what_one_user_was_clipped_to_stands_beside_the_noise(audit: Audit) -> None:
+    """With each entry and with what was released; an evaluation has no clip of its own."""
+    page = render_audit_page(audit)
+    assert "10 steps, noise 1.9, each user drawn with chance 0.05, clip 1<" in page
+    assert "1 release with noise 20<" in page
+
+
 def test_the_same_audit_gives_the_same_bytes(audit: Audit) -> None:
     """Page and document alike."""
     assert render_audit_page(audit) == render_audit_page(audit)

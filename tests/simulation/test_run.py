@@ -150,6 +150,25 @@ def test_more_rounds_than_planned_are_refused_with_the_way_out(federation: Facto
         prepare(federation(), out=tmp_path / "out", rounds=5, backend="in-process")
 
 
+def test_a_run_that_a_domain_refuses_at_the_start_is_in_its_ledger(federation: Factory, tmp_path: Path) -> None:
+    """One that would overspend, and one that a policy is against: once, in that domain's ledger; nothing charged."""
+    file = federation(seed=None)
+    (file.parent / "games" / "policy.toml").write_text(
+        'approved_by = "Ada"\napproved_on = 2026-01-31\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n'
+        "[allow]\nlargest_clip = 1e-3\n"
+    )
+    for _ in range(2):
+        with pytest.raises(BudgetExhausted, match=r"(?s)books.*games.*`largest_clip`"):
+            prepare(file, out=tmp_path / "out", rounds=5, backend="in-process")
+    run_id = json.loads((tmp_path / "out" / "run.json").read_text())["run"]
+    for name, rule in (("books", "budget"), ("games", "largest_clip")):
+        books = read_ledger(file.parent / name / "ledger.db")
+        assert books.findings == ()
+        assert books.entries == ()
+        assert [(line.run, line.round, line.kind, line.rule) for line in books.refusals] == [(run_id, 0, "run", rule)]
+        assert books.refusals[0].limit
+
+
 def test_a_broken_table_stops_the_run_before_anything_is_charged(federation: Factory, tmp_path: Path) -> None:
     """The last domain's table is broken: the first domain has not spent anything either."""
     file = federation()

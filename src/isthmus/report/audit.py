@@ -44,6 +44,10 @@ class Entry(Part):
     round: Annotated[Count, Field(description="Of the run.")]
     kind: Annotated[str, Field(description="What was released: `update`, `metric` or `catalogue`.")]
     event: Annotated[str, Field(description="What it cost, in the encoding of docs/event-encoding.md.")]
+    clip: Annotated[
+        float | None, Field(gt=0, description="Norm to which one user's contribution was clipped; null for none.")
+    ]
+    layers: Annotated[Hex, Field(description="Digest of the names of the parameters in it; empty for none.")]
     private: Annotated[bool, Field(description="False if its noise can be repeated.")]
     coordinator: Annotated[Hex, Field(description="Public key of who asked; empty if the request was not signed.")]
     outcome: Annotated[Outcome, Field(description="`not sent`: charged, and a crash came before the release.")]
@@ -106,6 +110,23 @@ class Refusal(Part):
     coordinator: Annotated[Hex, Field(description="Public key of who asked; empty if not signed.")]
 
 
+class Flood(Part):
+    """A day (UTC) with so many refusals that not all of them were written."""
+
+    line: Annotated[Count, Field(description="Of the ledger, from which on they were only counted.")]
+    time: Annotated[str, Field(description="Of that line.")]
+    most: Annotated[Count, Field(description="Refusals that a day's lines hold.")]
+    count: Annotated[Count | None, Field(description="That were only counted; null where no line says so yet.")]
+
+
+class LayersRecord(Part):
+    """The parameters that releases hold."""
+
+    line: Annotated[Count, Field(description="That names them.")]
+    digest: Annotated[Hex, Field(description="By which entries refer to them.")]
+    names: Annotated[tuple[str, ...], Field(description="Sorted.")]
+
+
 class KeyRecord(Part):
     """A key that signed lines."""
 
@@ -163,6 +184,8 @@ class DataSet(Part):
     timeline: Annotated[tuple[Point, ...], Field(description="For a plot; thinned out where there are many entries.")]
     entries: Annotated[tuple[Entry, ...], Field(description="Every release that was paid for, oldest first.")]
     refusals: Annotated[tuple[Refusal, ...], Field(description="What was refused, oldest first.")]
+    floods: Annotated[tuple[Flood, ...], Field(description="When refusals were only counted, oldest first.")]
+    layers: Annotated[tuple[LayersRecord, ...], Field(description="Sets of parameters that entries name.")]
     policies: Annotated[tuple[PolicyRecord, ...], Field(description="That were in force, oldest first.")]
     keys: Annotated[tuple[KeyRecord, ...], Field(description="That signed the ledger, oldest first.")]
     programs: Annotated[tuple[Program, ...], Field(description="That wrote it.")]

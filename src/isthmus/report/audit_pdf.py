@@ -218,6 +218,7 @@ def _data_set(data_set: DataSet) -> list[Flowable]:
     ]
     columns = ["Time", "Run", "Round", "Rule", "Asked", "Limit"]
     story += part("Refusals", columns, refusals, [0.18, 0.16, 0.08, 0.16, 0.21, 0.21], right=(2,))
+    story += [say(words.flood_words(flood), NOTE) for flood in data_set.floods[-_MOST:]]
     policies = [
         [
             words.day(one.time),

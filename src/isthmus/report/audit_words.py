@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isthmus.report import numbers
-from isthmus.report.audit import Audit, AuditFinding, DataSet, Entry
+from isthmus.report.audit import Audit, AuditFinding, DataSet, Entry, Flood
 
 RULES = {
     "accountant": "An independent way of computing epsilon contradicts the number.",
@@ -24,14 +24,19 @@ RULES = {
     "event": "What a release cost cannot be read.",
     "file": "The ledger's file holds something that the product does not write.",
     "finite": "An amount of noise is not a number.",
+    "flood": "A count of refusals that were not written is missing, or counts what was not there.",
+    "foreign-head": "A statement about this ledger is signed by a key it never had: by itself no evidence against it.",
     "fork": "Two copies of one ledger went different ways.",
     "form": "A line is not in the form that the product writes.",
     "head": "A statement in a coordinator's log is signed by nobody.",
     "key": "The ledger is signed by somebody else than expected.",
     "kinds": "Something left that the policy does not allow to leave.",
+    "largest_clip": "One user could add more to a step than the policy allows.",
+    "layers": "Parameters left that the policy does not allow to leave.",
     "least_metric_noise": "An evaluation had less noise than the policy asks for.",
     "least_noise": "A step had less noise than the policy asks for.",
     "link": "A line was inserted, removed or moved.",
+    "names": "Which parameters left is not said, or not as it claims to be.",
     "no-policy": "Something left under rules that were not in force.",
     "not-private": "Repeatable noise in a ledger takes the meaning from every epsilon in it.",
     "opening": "The ledger does not begin as a ledger begins.",
@@ -43,6 +48,7 @@ RULES = {
     "programs": "A program answered that the policy does not name.",
     "receipt": "A receipt beside the ledger is signed by nobody.",
     "recomputed": "A number does not follow from the entries.",
+    "retired-head": "Others were shown lines under a replaced or revoked key: an older copy, or a misused key.",
     "revoked": "Lines are signed by a key that had been given up as stolen or lost.",
     "rewritten": "Others were shown a different past.",
     "rotation": "A key was replaced without its successor's agreement.",
@@ -235,6 +241,17 @@ def event_words(text: str) -> str:
     return f"{numbers.plural(count, 'step')}, noise {fields['noise']:g}, {chance}"
 
 
+def entry_words(entry: Entry) -> str:
+    """What a release cost, and the norm to which one user's part in it was clipped."""
+    return event_words(entry.event) + ("" if entry.clip is None else f", clip {entry.clip:g}")
+
+
+def flood_words(flood: Flood) -> str:
+    """How many refusals a day had besides those that were written."""
+    count = "more, not counted yet" if flood.count is None else f"{flood.count:,} more"
+    return f"{flood.time[:10]}: {flood.most:,} refusals were written, and {count} (from line {flood.line} on)."
+
+
 def least_noise(data_set: DataSet) -> str:
     """Evidence of noise in the entries: the least there was, by kind of release."""
     least: dict[str, float] = {}
@@ -286,6 +303,6 @@ def _one_in(delta: float) -> str:
 
 def _costs(entries: Sequence[Entry]) -> str:
     """The different events among entries, three of them at most."""
-    found = list(dict.fromkeys(entry.event for entry in entries))
-    shown = "; ".join(event_words(event) for event in found[:3])
+    found = list(dict.fromkeys(map(entry_words, entries)))
+    shown = "; ".join(found[:3])
     return shown if len(found) <= 3 else f"{shown}; and {len(found) - 3} others"

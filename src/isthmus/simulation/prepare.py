@@ -84,7 +84,7 @@ def prepare(
         ConfigError: If a file is wrong.
         RunError: If the folder holds another run.
         BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
-        Refused: If a domain's policy is against the run.
+        Refused: If a domain's policy is against the run. Each refusal is in the ledger of the domain that it is about.
     """
     federation = load_federation(file)
     if seed is not None:
@@ -164,6 +164,7 @@ def _require_room(simulation: Simulation) -> list[str]:
                 what=f"{simulation.rounds} rounds (the policy was planned for {policy.rounds})",
             )
         except (BudgetExhausted, PolicyRefused) as error:
+            ledger.refuse(error, run=simulation.run, round_=0, kind="run")
             problems.append(f"{domain.name}: {error}")
             exhausted = exhausted or isinstance(error, BudgetExhausted)
         finally:
