@@ -88,7 +88,7 @@ def plot(data_set: DataSet) -> list[Flowable]:
     if not points or len(points) < len(data_set.timeline):
         return []
     width, height, left, bottom = WIDTH * 0.7, 120.0, 34.0, 22.0
-    limit = data_set.budget
+    limit = data_set.budget if data_set.budget_delta == data_set.delta else None
     top = 1.15 * max(limit or 0.0, *(epsilon for _, epsilon in points), 1e-9)
     across, up = (width - left) / points[-1][0], (height - bottom) / top
     drawing = Drawing(width, height + 6)

@@ -7,6 +7,7 @@ gives the same bytes.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from reportlab.lib.pagesizes import A4
@@ -25,6 +26,7 @@ from isthmus.report.audit_layout import (
     HEAD,
     KICKER,
     NOTE,
+    PART,
     SECTION,
     SMALL,
     SOFT,
@@ -90,6 +92,8 @@ def _first_page(audit: Audit) -> list[Flowable]:
     story += [say(sentence, ALARM) for sentence in found[: words.MOST_SENTENCES]]
     if len(found) > words.MOST_SENTENCES:
         story.append(say("And more, on the next page.", ALARM))
+    if words.unwitnessed(audit):
+        story.append(say(words.unwitnessed(audit), ALARM))
     story.append(say(words.WHAT_WAS_DONE, TEXT))
     story += [say(sentence, TEXT) for sentence in words.promise(audit)]
     rows = [
@@ -97,8 +101,8 @@ def _first_page(audit: Audit) -> list[Flowable]:
             say(data_set.name, HEAD),
             say(words.state(audit, data_set), _state_style(audit, data_set)),
             words.limited(data_set.epsilon),
-            "none" if data_set.budget is None else numbers.epsilon(data_set.budget),
-            words.remaining(data_set),
+            f"{words.limit(data_set)} {words.at_delta(data_set)}".strip(),
+            f"{words.remaining(data_set)} {words.at_delta(data_set)}".strip(),
             numbers.delta(data_set.delta),
             say(words.approval(data_set), CELL),
         ]
@@ -156,7 +160,7 @@ def _data_set(data_set: DataSet) -> list[Flowable]:
     told = [
         ("Epsilon", f"{words.limited(data_set.epsilon)} at delta {numbers.delta(data_set.delta)}"),
         ("Second opinion", f"{opinion}. {data_set.opinion.why}"),
-        ("Left", f"{words.remaining(data_set)}{fit}"),
+        ("Left", f"{words.remaining(data_set)} {words.at_delta(data_set)}".strip() + fit),
         (
             "Least noise",
             f"{words.least_noise(data_set)}; {'all secret' if data_set.private else 'some can be repeated'}",
@@ -248,7 +252,7 @@ def _rest(audit: Audit) -> list[Flowable]:
     ]
     story: list[Flowable] = [say("One person in several data sets", SECTION), facts(told)]
     story.append(say("Attacks on the real program", SECTION))
-    story += [_attack(attack) for attack in audit.empirical]
+    story += _attacks(audit.empirical)
     if not audit.empirical:
         story.append(say("None is part of this audit.", TEXT))
     method = audit.method
@@ -258,6 +262,7 @@ def _rest(audit: Audit) -> list[Flowable]:
         ("Accountant", f"{method.accountant}; {method.library}"),
         ("Held against", method.second),
         *(("Taken for granted", assumption) for assumption in method.assumptions),
+        *(("Not covered", gap) for gap in words.NOT_COVERED_EITHER),
         ("Audited by", f"Isthmus {audit.isthmus_version}, program {audit.program}"),
         ("Made", audit.made),
         *(("Coordinator's log", f"{log.path}, {log.heads} statements, key {log.key}") for log in audit.logs),
@@ -265,14 +270,57 @@ def _rest(audit: Audit) -> list[Flowable]:
     return [*story, say("Method and assumptions", SECTION), facts(told)]
 
 
+def _attacks(attacks: Sequence[Empirical]) -> list[Flowable]:
+    if not attacks:
+        return []
+    rows = []
+    for attack in attacks:
+        point = words.low_rate(attack)
+        rows.append(
+            [
+                say(attack.name.capitalize(), HEAD),
+                f"at least {words.lower(attack.lower_bound)}",
+                numbers.epsilon(attack.claimed_epsilon),
+                f"{attack.confidence:.0%}",
+                f"{point.true_positives.value:.2%}" if point else "-",
+                f"{attack.area:.3f}",
+                say("passed" if attack.passed else "FAILED", GOOD if attack.passed else BAD),
+            ]
+        )
+    columns = ["Attack", "Epsilon proven", "Claimed", "Confidence", "Found", "Area", "Checks"]
+    story: list[Flowable] = [
+        say(words.ATTACKED, TEXT),
+        say(f"What was attacked: {attacks[0].attacked}.", TEXT),
+        table(columns, rows, [0.2, 0.18, 0.13, 0.14, 0.12, 0.1, 0.13], right=(1, 2, 3, 4, 5)),
+        say(
+            f"Found: members, while at most {words.LOW_RATE:.1%} of outsiders are called one. Area: under the ROC; "
+            f"0.5 is guessing.",
+            NOTE,
+        ),
+    ]
+    for attack in attacks:
+        story += [say(attack.name.capitalize(), PART), _attack(attack)]
+    return story
+
+
 def _attack(attack: Empirical) -> Flowable:
     return facts(
         [
-            (attack.name, f"epsilon {numbers.epsilon(attack.claimed_epsilon)} is claimed"),
-            ("Proven", f"at least {attack.lower_bound:.2f}, with {attack.confidence:.0%} confidence"),
-            *((check.name, f"{'passed' if check.passed else 'FAILED'}: {check.detail}") for check in attack.checks),
+            *(
+                (
+                    f"Bound, {bound.form}",
+                    words.bound(bound),
+                )
+                for bound in attack.bounds
+            ),
+            *(
+                (check.name.capitalize(), f"{'passed' if check.passed else 'FAILED'}: {check.detail}")
+                for check in attack.checks
+            ),
+            *((("Who is found", words.found_members(attack)),) if words.found_members(attack) else ()),
             ("It would see", attack.sees),
             ("It is blind to", attack.blind_to),
+            ("Attacked run", f"{words.settings(attack)}; delta {numbers.delta(attack.delta)}"),
         ]
     )
 
