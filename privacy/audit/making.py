@@ -35,7 +35,7 @@ from isthmus.report.audit import (
 _ASSUMPTIONS = (
     "Each step's batch was drawn by Poisson sampling, afresh, at the rate that its entry says.",
     "Each user has one record in a data set; what it adds to a step was clipped to the norm that the noise refers to.",
-    "Noise came from a cryptographic generator, independent between steps and domains; entries without say so.",
+    "Noise came from a cryptographic generator, independent between steps and domains; other entries say so.",
     "Whoever looks sees every release, and knows everything about everybody else.",
     "A ledger says what was charged. That programs did what they charged for is shown by tests, and by attacking them.",
     "How many rounds to run, and with how much noise, was decided before looking at results.",

@@ -259,7 +259,8 @@ def test_page_one_says_when_nobody_else_vouches_for_a_ledger(audit: Audit, tmp_p
     alone.close()
     found = make_audit(read_sources([alone.path("books")]))
     first, _, _ = render_audit_page(found).partition('<div class="expert">')
-    assert "No witness: books." in first
+    assert "No witness: books" in first
+    assert audit_words.NO_WITNESS.replace("'", "&#39;") in first
     assert "in order, no witness" in first
     assert "No witness: books." in printed(found)
     logged = make_audit(read_sources([alone.path("books")], heads=[alone.log_path]))

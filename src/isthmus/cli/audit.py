@@ -165,7 +165,7 @@ def _attacked(paths: list[Path]) -> "tuple[Empirical, ...]":
             f"--empirical runs the training code, and {error.name!r} is not installed. Leave the option out, or "
             f"install all of Isthmus: pip install isthmus"
         ) from None
-    from isthmus.report import audit_words  # noqa: PLC0415
+    from isthmus.report import attack_words  # noqa: PLC0415
     from isthmus.report.audit import Empirical  # noqa: PLC0415
 
     proven = []
@@ -177,7 +177,7 @@ def _attacked(paths: list[Path]) -> "tuple[Empirical, ...]":
             with stderr.status(f"attack {number} of {len(planned)}"):
                 evidence = attack.run()
             proven.append(Empirical.of(evidence.to_dict(), attacked=target.what))
-            _progress(f"  {audit_words.proven(proven[-1])}")
+            _progress(f"  {attack_words.proven(proven[-1])}")
     return tuple(proven)
 
 

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import matplotlib as mpl
 from reportlab.graphics.shapes import Drawing, Line, PolyLine, String
 from reportlab.lib.colors import Color, HexColor
+from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
@@ -49,6 +50,7 @@ def _style(
 
 
 TEXT, NOTE, CELL = _style(10), _style(8.5, colour=SOFT), _style(7.8, after=0)
+NUMBER = ParagraphStyle("number", parent=CELL, alignment=TA_RIGHT)
 SMALL = _style(7.4, colour=SOFT, after=0)
 HEAD = _style(7.8, bold=True, after=0)
 SECTION, PART = (

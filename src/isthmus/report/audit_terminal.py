@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.report import audit_words, numbers
+from isthmus.report import attack_words, audit_words, numbers
 from isthmus.report.audit import Audit
 
 MOST_FINDINGS = 20
@@ -40,7 +40,7 @@ def print_audit(audit: Audit, console: Console) -> None:
     console.print(table)
     _say(console, "rounds: how many more like the last one fit. All epsilons are over all runs, rounded up.", "dim")
     if audit_words.unwitnessed(audit):
-        _say(console, audit_words.unwitnessed(audit), "bold yellow")
+        _say(console, f"No witness: {audit_words.unwitnessed(audit)}. {audit_words.NO_WITNESS}", "bold yellow")
     person, bound = audit.person, audit.person.bound
     if len(audit.data_sets) > 1:
         declared = "as declared" if person.declared else "not all declare who may be in several domains"
@@ -67,9 +67,9 @@ def _print_attacks(audit: Audit, console: Console) -> None:
     for number, attack in enumerate(audit.empirical):
         if not number:
             _say(console, f"attacks on the real program, with made-up users: {attack.attacked}")
-        _say(console, audit_words.proven(attack), "green" if attack.passed else "bold red")
-        if audit_words.found_members(attack):
-            _say(console, f"  {audit_words.found_members(attack)}")
+        _say(console, attack_words.proven(attack), "green" if attack.passed else "bold red")
+        if attack_words.found_members(attack):
+            _say(console, f"  {attack_words.found_members(attack)}")
         _say(console, f"  it would see: {attack.sees}", "dim")
         _say(console, f"  it is blind to: {attack.blind_to}", "dim")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isthmus.report import numbers
-from isthmus.report.audit import Audit, AuditFinding, DataSet, Empirical, EmpiricalBound, EmpiricalPoint, Entry
+from isthmus.report.audit import Audit, AuditFinding, DataSet, Entry
 
 RULES = {
     "accountant": "An independent way of computing epsilon contradicts the number.",
@@ -83,12 +83,10 @@ NOT_COVERED_EITHER = (
     "What is true of people in general, whether or not one of them took part.",
 )
 """For an expert, a sentence or two each. Groups: Vadhan, "The Complexity of Differential Privacy", 2017, lemma 2.2."""
-ATTACKED = (
-    "An attack gives a lower bound. One above the claim means that the program does not do what it charges for; one "
-    "below it proves nothing, since the attack may be weak. All users in it are made up; no ledger is charged."
+NO_WITNESS = (
+    "Neither a coordinator's receipt nor a coordinator's log was at hand, so if lines were missing at the end, this "
+    "audit would not show it. More may have been spent than it says."
 )
-LOW_RATE = 0.001
-"""False-positive rate at which membership inference is judged (Carlini et al., IEEE S&P 2022)."""
 MOST_SENTENCES = 8
 """Of what was found, on page one."""
 WEAK = 3.0
@@ -149,7 +147,8 @@ def promise(audit: Audit) -> tuple[str, ...]:
         return (first,)
     weak = (
         "A factor as large as this is a weak promise by itself. How much an attacker really gains is usually far less, "
-        "but that is experience, not proof: see the attacks on the real program, if there are any in this audit."
+        "but that is experience, not proof: "
+        + ("see the attacks on the program." if audit.empirical else "no attack on the program is part of this audit.")
     )
     return first, weak
 
@@ -179,14 +178,13 @@ def state(audit: Audit, data_set: DataSet) -> str:
 
 
 def unwitnessed(audit: Audit) -> str:
-    """What nobody can say of ledgers that only their own domain vouches for; empty if each has a witness."""
-    names = [data_set.name for data_set in audit.data_sets if not data_set.witnesses.seen]
-    if not names:
-        return ""
-    return (
-        f"No witness: {', '.join(names)}. Neither a coordinator's receipt nor a coordinator's log was at hand, so if "
-        f"lines were missing at the end, this audit would not show it. More may have been spent than it says."
-    )
+    """Names of the data sets for whose ledgers nobody but their own domain vouches; empty if there are none."""
+    return ", ".join(data_set.name for data_set in audit.data_sets if not data_set.witnesses.seen)
+
+
+def alarming(audit: Audit, data_set: DataSet) -> bool:
+    """Whether a data set's state is one to stop at: a finding, repeatable noise, no witness."""
+    return bool(findings_of(audit, data_set)) or not data_set.private or not data_set.witnesses.seen
 
 
 def findings_of(audit: Audit, data_set: DataSet) -> tuple[AuditFinding, ...]:
@@ -319,57 +317,6 @@ def at_delta(data_set: DataSet) -> str:
     if data_set.budget_delta is None or data_set.budget_delta == data_set.delta:
         return ""
     return f"at {numbers.delta(data_set.budget_delta)}"
-
-
-def proven(attack: Empirical) -> str:
-    """An attack's outcome in one line."""
-    failed = [check.name for check in attack.checks if not check.passed]
-    outcome = f"FAILED: {', '.join(failed)}" if failed else "every check passed"
-    return (
-        f"{attack.name}: epsilon is at least {lower(attack.lower_bound)} ({attack.confidence:.0%} confidence), "
-        f"{numbers.epsilon(attack.claimed_epsilon)} is claimed; {outcome}"
-    )
-
-
-def bound(one: EmpiricalBound) -> str:
-    """One bound, with what it takes for granted."""
-    return (
-        f"epsilon is at least {lower(one.epsilon)}, with {one.confidence:.1%} confidence of its own; assumed: "
-        f"{one.assumption}"
-    )
-
-
-def lower(value: float) -> str:
-    """A lower bound, rounded down."""
-    return f"{int(value * 100 + 1e-7) / 100:.2f}"
-
-
-def low_rate(attack: Empirical) -> EmpiricalPoint | None:
-    """Where the attack finds most while it is wrong about at most `LOW_RATE` of outsiders; None without a ROC."""
-    points = [point for point in attack.roc if point.false_positives.value <= LOW_RATE]
-    return max(points, key=lambda point: point.true_positives.value, default=None)
-
-
-def found_members(attack: Empirical) -> str:
-    """How many members the attack finds at a low false-positive rate, and the area; empty without a ROC."""
-    point = low_rate(attack)
-    if point is None:
-        return ""
-    found, wrong = point.true_positives, point.false_positives
-    return (
-        f"{_percent(found.value)} of members are found ({attack.confidence:.0%} interval {_percent(found.low)} to "
-        f"{_percent(found.high)}) while at most {LOW_RATE:.1%} of outsiders are called one ({wrong.successes:,} of "
-        f"{wrong.trials:,}); area under the ROC {attack.area:.3f}, where 0.5 is guessing"
-    )
-
-
-def settings(attack: Empirical) -> str:
-    """Public figures of the run that was attacked."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in attack.settings.items())
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
 def _one_in(delta: float) -> str:
