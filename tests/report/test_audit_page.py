@@ -234,6 +234,9 @@ def test_membership_inference_has_its_roc_as_a_figure(audit: Audit) -> None:
     page = render_audit_page(with_attack(audit, membership))
     assert "ROC of the attack membership" in page
     assert "At 0.10% of outsiders 0.15% of members are found" in page
+    first, _, _ = page.partition('<div class="expert">')
+    assert "1 attack on made-up users did not contradict what it charges for" in first
+    assert "0.07% to 0.30% of those who were in the data (95% interval)" in first
     empty = {"false_positives": ATTACK["roc"][0]["false_positives"] | {"successes": 0}}
     none = {**membership, "roc": [{**ATTACK["roc"][0], **empty}]}
     assert "ROC of the attack" not in render_audit_page(with_attack(audit, none))
@@ -243,7 +246,9 @@ def test_a_failed_attack_is_called_failed_everywhere(audit: Audit) -> None:
     """On the page, in the document's text and in the terminal, with the name of the check."""
     failed = {**ATTACK, "checks": [{"name": "noise", "passed": False, "detail": "half of it"}]}
     found = with_attack(audit, failed)
-    assert "FAILED" in render_audit_page(found)
+    first, _, expert = render_audit_page(found).partition('<div class="expert">')
+    assert "canaries showed that it does not do what it charges for" in first
+    assert "FAILED" in expert
     assert "FAILED: noise" in printed(found)
 
 
@@ -346,11 +351,12 @@ def test_the_page_fits_its_screen_and_fetches_nothing(audit: Audit, tmp_path: Pa
     """No sideways scrolling on phone, tablet or desk, with long names and findings; figures legible and uncut."""
     content = json.loads(with_finding(audit, text="x" * 400).model_dump_json())
     content["data_sets"][1]["name"] = "w" * 63
-    sizes = measured(render_audit_page(Audit.model_validate_json(json.dumps(content))), tmp_path, width)
+    attacked = with_attack(Audit.model_validate_json(json.dumps(content)), {**ATTACK, "name": "membership"})
+    sizes = measured(render_audit_page(attacked), tmp_path, width)
     assert sizes["client"] in {width, width - 15}  # without or with a scroll bar
     assert sizes["scroll"] <= sizes["client"]
     assert sizes["fetched"] == 0
-    assert sizes["figures"] == 2
+    assert sizes["figures"] == 3
     assert sizes["cut"] == 0
     assert sizes["overlaps"] == 0
     assert sizes["smallest"] >= 10  # font size, CSS pixels

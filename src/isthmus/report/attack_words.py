@@ -46,8 +46,9 @@ def attacked(audit: Audit) -> str:
     best = max(audit.empirical, key=lambda attack: attack.lower_bound)
     found = [low_rate(attack) for attack in audit.empirical if attack.name == "membership"]
     outsider = "".join(
-        f" Somebody who has only the final backbone finds {percent(point.true_positives.value)} of those who were in "
-        f"the data, while wrong about at most {LOW_RATE:.1%} of those who were not."
+        f" Somebody who has only the final backbone finds {percent(point.true_positives.low)} to "
+        f"{percent(point.true_positives.high)} of those who were in the data ({best.confidence:.0%} interval), while "
+        f"wrong about at most {LOW_RATE:.1%} of those who were not."
         for point in found
         if point
     )
