@@ -48,7 +48,7 @@ class Form(enum.StrEnum):
 
 
 _ASSUMPTIONS = {
-    Form.APPROXIMATE: "none beyond independent, fair coins",
+    Form.APPROXIMATE: "nothing beyond independent, fair coins",
     Form.GAUSSIAN: "the trade-off curve of the whole run is a Gaussian mechanism's (exact for full batches)",
     Form.ERROR_RATES: "whether one is a member has no influence on how another is scored",
 }

@@ -59,6 +59,8 @@ AUDIT_POLICY = PrivacyPolicy(
 )
 """Full batches and few steps: where the bound is tight, so that a small mistake shows."""
 
+CANARIES = 4000
+"""Where there is room for so many."""
 LENGTH = 100.0
 """Norm of a canary's gradient before clipping / C."""
 _MICRO_BATCH = 128
@@ -94,7 +96,7 @@ def audit_canaries(  # noqa: PLR0913 - keyword-only, each with a default that is
     shape: BackboneConfig,
     *,
     features: int,
-    canaries: int = 4000,
+    canaries: int | None = None,
     steps: int = 100,
     share: float = 0.2,
     confidence: float = 0.95,
@@ -107,7 +109,8 @@ def audit_canaries(  # noqa: PLR0913 - keyword-only, each with a default that is
             what the domain claims. Evaluations are left out: only updates are run, and claimed.
         shape: Of the backbone whose tensors are used.
         features: Dimensions of item features.
-        canaries: How many; more give a better bound and take longer. At most a quarter of the parameters.
+        canaries: How many; more give a better bound and take longer. At most a quarter of the parameters; where absent,
+            `CANARIES`, or as many as there is room for.
         steps: Of the policy's that are run, at most. The noise is the whole horizon's, the claim is for what was run.
         share: Of the canaries that is guessed on.
         confidence: Of the bounds.
@@ -130,7 +133,9 @@ def audit_canaries(  # noqa: PLR0913 - keyword-only, each with a default that is
     }
     randomness: Randomness = SecureRandomness() if seed is None else SeededRandomness(seed, "audit", "canaries")
     coins = np.random.default_rng(seed)
-    placed = _place(canaries, [tensor.numel() for tensor in parameters.values()], coins)
+    sizes = [tensor.numel() for tensor in parameters.values()]
+    canaries = min(CANARIES, _room(sizes)) if canaries is None else canaries
+    placed = _place(canaries, sizes, coins)
     steps = min(steps, policy.rounds * policy.steps_per_round)
     moved = _run(parameters, placed, policy=policy, plan=plan, randomness=randomness, steps=steps)
     stddev = plan.noise_multiplier * policy.clip
@@ -167,18 +172,25 @@ def audit_canaries(  # noqa: PLR0913 - keyword-only, each with a default that is
             ("sample_rate", policy.sample_rate),
             ("noise_multiplier", plan.noise_multiplier),
             ("clip", policy.clip),
-            ("parameters", sum(tensor.numel() for tensor in parameters.values())),
+            ("parameters", sum(sizes)),
+            ("canaries", canaries),
         ),
         cpu_seconds=time.process_time() - started,
     )
 
 
+def _room(sizes: list[int]) -> int:
+    """Canaries for which there is room: a quarter of each tensor's coordinates."""
+    return sum(size // 4 for size in sizes)
+
+
 def _place(canaries: int, sizes: list[int], coins: np.random.Generator) -> _Canaries:
     """Deal canaries to tensors alike, at most a quarter of a tensor's coordinates: small tensors get some too."""
     room = [size // 4 for size in sizes]
-    if not 2 <= canaries <= sum(room):
+    most = _room(sizes)
+    if not 2 <= canaries <= most:
         raise ConfigError(
-            f"a backbone of {sum(sizes)} parameters has room for 2 to {sum(room)} canaries, {canaries} were asked for"
+            f"a backbone of {sum(sizes)} parameters has room for 2 to {most} canaries, {canaries} were asked for"
         )
     # The level at which the tensors are filled: small ones to the brim, large ones alike.
     level = 0

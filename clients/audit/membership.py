@@ -42,7 +42,7 @@ from isthmus.privacy.empirical import (
     threshold_for,
 )
 
-_RATES = (0.001, 0.01, 0.1, 0.3)
+_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7)
 """False-positive rates at which the attack is looked at."""
 _THRESHOLD_RATE = 0.05
 """False-positive rate, on the other targets, of the threshold at which the first target's error rates are taken."""

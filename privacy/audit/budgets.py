@@ -23,9 +23,9 @@ class BudgetLine:
     Attributes:
         name: Of the domain.
         spent: Epsilon over all runs; None where none can be proven.
-        left: Budget less spent; None without a policy.
-        limit: Of the policy in force; None without one.
-        delta: At which.
+        left: Limit less spent; None without a policy, or where its limit holds at another delta.
+        limit: Of the policy in force; None without one, or where it holds at another delta.
+        delta: At which, all three.
         more_rounds: Rounds like the last that still fit; None where not known.
         path: Of the ledger.
     """
@@ -65,12 +65,13 @@ def budget_lines(
     lines = []
     for books in sources.ledgers:
         totals = totals_of(books, delta=delta)
+        limit = totals.budget if totals.budget and totals.budget.delta == totals.delta else None
         lines.append(
             BudgetLine(
                 name=books.name,
                 spent=finite(totals.epsilon),
-                left=totals.left,
-                limit=totals.budget.epsilon if totals.budget else None,
+                left=totals.left if limit else None,
+                limit=limit.epsilon if limit else None,
                 delta=totals.delta,
                 more_rounds=totals.more_rounds,
                 path=str(books.path),

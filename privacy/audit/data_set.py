@@ -38,6 +38,7 @@ from isthmus.report.audit import (
     SecondOpinion,
     Witnesses,
 )
+from isthmus.report.numbers import epsilon as epsilon_text
 
 MOST_POINTS = 150
 """Of a timeline, besides the ends of runs."""
@@ -70,8 +71,13 @@ class Totals:
     like: str
 
     @property
+    def spent(self) -> float | None:
+        """At the budget's delta; None without a budget, or where nothing is proven."""
+        return finite(epsilon(self.spending, self.budget.delta)) if self.budget else None
+
+    @property
     def left(self) -> float | None:
-        """Budget less spent; None without a budget."""
+        """Budget less spent, at the budget's delta; None without a budget."""
         return left(self.spending, self.budget) if self.budget else None
 
     @property
@@ -103,6 +109,8 @@ def data_set_of(books: Books, logs: Iterable[Books] = (), *, delta: float | None
         epsilon=finite(totals.epsilon),
         delta=totals.delta,
         budget=totals.budget.epsilon if totals.budget else None,
+        budget_delta=totals.budget.delta if totals.budget else None,
+        spent=totals.spent,
         left=totals.left,
         more_rounds=totals.more_rounds,
         like=totals.like,
@@ -360,6 +368,13 @@ def _remarks(entries: Sequence[Entry], totals: Totals, *, seen: bool) -> tuple[s
     unsigned = sum(not entry.coordinator for entry in entries)
     policy = totals.policies[-1] if totals.policies else None
     found = []
+    if totals.budget and totals.delta != totals.budget.delta:
+        spent = "not provable" if totals.spent is None else epsilon_text(totals.spent)
+        found.append(
+            f"Epsilon is stated at delta {totals.delta:g}, as was asked for. The limit of {totals.budget.epsilon:g} is "
+            f"one at delta {totals.budget.delta:g}, and so are what is left of it and the rounds that fit: at that "
+            f"delta, epsilon spent is {spent}."
+        )
     if not totals.chosen:
         found.append(f"No policy says at which delta epsilon is to be stated; here it is {DELTA:g}.")
     if seeded:

@@ -35,7 +35,7 @@ from isthmus.report.audit import (
 _ASSUMPTIONS = (
     "Each step's batch was drawn by Poisson sampling, afresh, at the rate that its entry says.",
     "Each user has one record in a data set; what it adds to a step was clipped to the norm that the noise refers to.",
-    "Noise came from a cryptographic generator, independent between steps and domains; entries without say so.",
+    "Noise came from a cryptographic generator, independent between steps and domains; other entries say so.",
     "Whoever looks sees every release, and knows everything about everybody else.",
     "A ledger says what was charged. That programs did what they charged for is shown by tests, and by attacking them.",
     "How many rounds to run, and with how much noise, was decided before looking at results.",
@@ -46,6 +46,7 @@ def make_audit(
     sources: Sources,
     *,
     trusted: frozenset[bytes] = frozenset(),
+    coordinators: frozenset[bytes] = frozenset(),
     delta: float | None = None,
     empirical: Sequence[Empirical] = (),
 ) -> Audit:
@@ -53,7 +54,8 @@ def make_audit(
 
     Args:
         sources: Ledgers and logs, as they were read.
-        trusted: Public keys known from elsewhere, of which every ledger must be signed under one.
+        trusted: Public keys of domains known from elsewhere, of which every ledger must be signed under one.
+        coordinators: The same for coordinators' logs and receipts.
         delta: At which epsilons are stated; each policy's own where absent.
         empirical: Results of attacks on the real code, to stand beside the claims.
 
@@ -67,7 +69,7 @@ def make_audit(
         - A failed check of an attack is a finding.
     """
     sources.require_ledgers()
-    against = contradictions(sources, trusted=trusted)
+    against = contradictions(sources, trusted=trusted, coordinators=coordinators)
     findings: list[AuditFinding] = []
     data_sets = []
     for books in sources.ledgers:

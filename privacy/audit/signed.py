@@ -111,11 +111,13 @@ def _recomputed(data_set: DataSet) -> list[Finding]:
     policies = tuple(policy_record(said.line, said.time, said.text) for said in data_set.policies)
     totals = totals_from(data_set.entries, policies, delta=data_set.delta)
     findings = _differs(data_set.epsilon, totals.epsilon, f"epsilon of {name}")
+    findings += _differs(data_set.spent, totals.spent, f"epsilon of {name} at the limit's delta")
     findings += _differs(data_set.left, totals.left, f"what is left of {name}")
     again = runs_of(data_set.entries, data_set.delta)
     others = {
         "policies": policies == data_set.policies,
-        "budget": data_set.budget == (totals.budget.epsilon if totals.budget else None),
+        "budget": (data_set.budget, data_set.budget_delta)
+        == ((totals.budget.epsilon, totals.budget.delta) if totals.budget else (None, None)),
         "more_rounds": (data_set.like, data_set.more_rounds) == (totals.like, totals.more_rounds),
         "private": data_set.private == all(entry.private for entry in data_set.entries),
         "opinion": data_set.opinion.agrees == confirm(totals.spending, totals.delta).agrees,

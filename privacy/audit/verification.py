@@ -90,6 +90,7 @@ def verify_files(
     *,
     heads: Iterable[Path] = (),
     trusted: frozenset[bytes] = frozenset(),
+    coordinators: frozenset[bytes] = frozenset(),
     delta: float | None = None,
 ) -> list[Verified]:
     """Check ledgers, coordinators' logs and signed audits.
@@ -97,7 +98,9 @@ def verify_files(
     Args:
         files: Files, or folders that hold ledgers.
         heads: Coordinators' logs, to hold ledgers against.
-        trusted: Public keys known from elsewhere; none given: each file's own word is taken for who signed.
+        trusted: Public keys of domains and auditors, known from elsewhere; none given: each file's own word is taken
+            for who signed.
+        coordinators: The same for coordinators' logs and receipts.
         delta: At which epsilon is computed; the policy's where absent.
 
     Raises:
@@ -108,7 +111,7 @@ def verify_files(
     databases = [file for file in found if _is_database(file)]
     documents = [file for file in found if file not in databases]
     sources = read_sources(databases, heads=heads)
-    against = contradictions(sources, trusted=trusted)
+    against = contradictions(sources, trusted=trusted, coordinators=coordinators)
     verified = [_ledger(books, sources, against.get(books.path, ()), delta) for books in sources.ledgers]
     for log in sources.logs:
         findings = [*log.findings, *broken_heads(log), *against.get(log.path, ())]

@@ -8,7 +8,7 @@ coordinator's log, the receipts beside it, or the key that its reader knows from
 
 import hashlib
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,23 +18,29 @@ from isthmus.privacy.heads import Head, read_head
 from isthmus.privacy.lines import Charged, Opened, Released, Rotated
 from isthmus.privacy.links import open_copy
 from isthmus.privacy.reading import Books
+from isthmus.report.numbers import plural
 
 
-def contradictions(sources: Sources, *, trusted: frozenset[bytes] = frozenset()) -> dict[Path, list[Finding]]:
+def contradictions(
+    sources: Sources, *, trusted: frozenset[bytes] = frozenset(), coordinators: frozenset[bytes] = frozenset()
+) -> dict[Path, list[Finding]]:
     """Findings by the file, a ledger or log, that they are about.
 
     Args:
         sources: Ledgers and logs.
-        trusted: Public keys known from elsewhere; every ledger must be signed under one of them. None given: each
-            ledger's own word is taken.
+        trusted: Public keys of domains, known from elsewhere; every ledger must be signed under one of them. None
+            given: each ledger's own word is taken.
+        coordinators: The same for coordinators: every log, and every receipt beside a ledger, must be signed under one
+            of them, or under a key that such a log was rotated from or to.
 
     Guarantees:
         - A ledger that lacks what a log of heads says of it, or says otherwise, is found; heads under a key that the
           ledger never had prove nothing, and are found as such (`compare_heads`).
         - Another ledger of the same domain, in a log or among the files, is found.
         - Two copies of one ledger that went different ways are found.
-        - A ledger signed under none of the trusted keys is found. Trusted is a key that opened it, or one that it was
-          rotated to: the new key signs that it follows the old one.
+        - A ledger signed under none of the trusted keys is found, and so is a log under none of the coordinators'.
+          Trusted is a key that opened it, or one that it was rotated to: the new key signs that it follows the old one.
+        - A receipt under a key that is no coordinator's is found.
         - A release that is kept beside a chain and is not the one that was released is found.
         - A coordinator whose log lacks a head for which it gave a receipt is found.
     """
@@ -42,10 +48,8 @@ def contradictions(sources: Sources, *, trusted: frozenset[bytes] = frozenset())
     for books in sources.ledgers:
         found[books.path] += compare_heads(books.links, heads_of(books, sources.logs))
         found[books.path] += changed_releases(books)
-        if trusted and not trusted & set(keys_of(books)):
-            shown = ", ".join(sorted(key.hex()[:16] for key in trusted))
-            mine = ", ".join(key.hex()[:16] for key in keys_of(books)) or "none"
-            found[books.path].append(Finding(line=1, rule="key", text=f"signed under key {mine}; trusted is {shown}"))
+        found[books.path] += _stranger(books, trusted)
+        found[books.path] += _strange_receipts(books, sources.logs, coordinators)
         for other in sources.ledgers:
             if other is not books and other.name == books.name and other.ledger != books.ledger:
                 text = (
@@ -58,6 +62,7 @@ def contradictions(sources: Sources, *, trusted: frozenset[bytes] = frozenset())
             found[kept.path].append(Finding(line=0, rule="fork", text=text))
     for log in sources.logs:
         found[log.path] += _denied(log, sources.ledgers)
+        found[log.path] += _stranger(log, coordinators)
     return found
 
 
@@ -117,6 +122,33 @@ def keys_of(books: Books) -> list[bytes]:
         for line in books.lines
         if (isinstance(line, Opened) and line.seq == 1) or (isinstance(line, Rotated) and line.seq not in refused)
     ]
+
+
+def _stranger(books: Books, trusted: frozenset[bytes]) -> list[Finding]:
+    """That a chain is signed under none of the trusted keys, if there are any."""
+    keys = keys_of(books)
+    if not trusted or trusted & set(keys):
+        return []
+    mine = ", ".join(key.hex()[:16] for key in keys) or "none"
+    return [Finding(line=1, rule="key", text=f"signed under key {mine}; trusted is {_shown(trusted)}")]
+
+
+def _strange_receipts(books: Books, logs: Iterable[Books], coordinators: frozenset[bytes]) -> list[Finding]:
+    """Receipts under a key that no trusted coordinator has or had, a finding for each such key."""
+    if not coordinators:
+        return []
+    rotated = [keys_of(log) for log in logs if not _stranger(log, coordinators)]
+    known = {key.hex() for key in coordinators.union(*rotated)}
+    strange = Counter(receipt.key for receipt in books.receipts if receipt.key not in known)
+    trusted = f"trusted coordinator is {_shown(coordinators)}"
+    return [
+        Finding(line=0, rule="key", text=f"{plural(count, 'receipt')} signed under key {key[:16]}; {trusted}")
+        for key, count in strange.items()
+    ]
+
+
+def _shown(keys: frozenset[bytes]) -> str:
+    return ", ".join(sorted(key.hex()[:16] for key in keys))
 
 
 def _denied(log: Books, ledgers: Iterable[Books]) -> list[Finding]:

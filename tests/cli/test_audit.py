@@ -73,6 +73,23 @@ def test_a_trusted_key_is_taken_from_hex_or_a_file(isthmus: Caller, books: Feder
     assert "trusted is abababababababab" in other.out
 
 
+@pytest.mark.parametrize("verb", ["audit", "verify"])
+def test_a_coordinators_key_is_held_against_its_log_and_receipts(
+    isthmus: Caller, books: Federation, tmp_path: Path, verb: str
+) -> None:
+    """Its own key passes; a domain's own, or a stranger's, is a finding; `--key` is about ledgers alone."""
+    public = json.loads(books.path("books").with_suffix(".key").read_text())["public"]
+    coordinator = tmp_path / "coordinator.txt"
+    coordinator.write_text(books.log.keys.public.hex())
+    ledger, heads = books.path("books"), ["--heads", books.log_path]
+    assert isthmus(verb, ledger, *heads, "--key", public, "--coordinator-key", coordinator).code == 0
+    other = isthmus(verb, ledger, *heads, "--coordinator-key", public)
+    assert other.code == 1
+    assert "trusted coordinator is" in other.out
+    assert "coordinator's log" in other.out
+    assert isthmus(verb, ledger, "--coordinator-key", "ab" * 32).code == 1, "receipts, without a log"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -81,7 +98,8 @@ def test_a_trusted_key_is_taken_from_hex_or_a_file(isthmus: Caller, books: Feder
         (["{heads}"], "only coordinators' logs were named"),
         (["{text}"], "not a ledger"),
         (["{books}", "--key", "12"], "a public key is 64 hex digits"),
-        (["{books}", "--key", "{text}"], "a public key is 64 hex digits"),
+        (["{books}", "--key", "{text}"], "--key: a public key is 64 hex digits"),
+        (["{books}", "--coordinator-key", "12"], "--coordinator-key: a public key is 64 hex digits"),
         (["{books}", "--delta", "2"], "must be in (0, 1)"),
         (["{books}", "--heads", "{books}"], "log of heads is asked for"),
         (["{books}", "--html", "{text}/page.html"], "cannot be written"),

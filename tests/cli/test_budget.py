@@ -41,6 +41,16 @@ def test_what_is_not_known_is_a_dash(isthmus: Caller, tmp_path: Path) -> None:
     assert (name, left, limit, delta, rounds) == ("data", "-", "-", "1e-05", "-")
 
 
+def test_at_another_delta_there_is_no_limit_to_compare_with(isthmus: Caller, books: Federation) -> None:
+    """Spent is stated at it; limit and left, which hold at the policy's, are dashes; rounds are the policy's."""
+    plain = isthmus("budget", books.path("books")).out.split("\t")
+    name, spent, left, limit, delta, rounds, _ = isthmus("budget", books.path("books"), "--delta", "1e-9").out.split(
+        "\t"
+    )
+    assert (name, left, limit, delta, rounds) == ("books", "-", "-", "1e-09", plain[5])
+    assert float(spent) > float(plain[1])
+
+
 def test_a_ledger_that_cannot_be_believed_is_exit_1(isthmus: Caller, cut: Path) -> None:
     """Its receipts contradict it; the line is printed, the reason on stderr."""
     path = cut / "ledgers" / "books.db"

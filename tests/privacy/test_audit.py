@@ -25,6 +25,7 @@ from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.links import link_digest, link_message
 from isthmus.privacy.policy import Allowed, People
 from isthmus.report.audit import Audit, Empirical
+from isthmus.server.heads import HeadLog
 
 WIDE = Limits(lifetime=PrivacyBudget(90.0, DELTA))
 
@@ -247,6 +248,42 @@ def test_a_rotated_ledger_is_known_by_its_old_and_its_new_key(tmp_path: Path) ->
     assert [key.reason for key in audit.data_sets[0].keys] == ["", "yearly"]
 
 
+def test_a_log_and_receipts_under_another_coordinators_key_are_found(books: Federation, copy: Path) -> None:
+    """With the right key nothing is; with another, the log and each ledger's receipts; a domain's key is none of it."""
+    right, wrong = books.log.keys.public, fresh_keys().public
+    domain = books.ledgers["books"].chain.keys.public
+    sources = read_sources([copy])
+    assert not make_audit(sources, coordinators=frozenset({right})).findings
+    assert not make_audit(sources, coordinators=frozenset({right, wrong})).findings
+    for key in (wrong, domain):
+        found = make_audit(sources, coordinators=frozenset({key})).findings
+        assert {(one.data_set, one.rule) for one in found} == {
+            ("books", "key"),
+            ("music", "key"),
+            ("coordinator's log heads.db", "key"),
+        }
+        assert "9 receipts signed under key" in found[0].text
+    alone = make_audit(read_sources([copy / "ledgers" / "books.db"]), coordinators=frozenset({wrong}))
+    assert rules(alone) == {("books", "key")}, "receipts are held against it without a log, too"
+
+
+def test_a_receipt_under_a_rotated_key_of_a_trusted_coordinator_is_trusted(tmp_path: Path) -> None:
+    """The log shows that the new key follows the one that is known, or the other way round."""
+    federation = Federation(tmp_path)
+    federation.run("first")
+    old = federation.log.keys.public
+    rotate_key(federation.log._chain, secret_from_environment(), reason="yearly")
+    federation.log.close()
+    federation.log = HeadLog(federation.folder / "heads.db")
+    federation.run("second")
+    new = federation.log.keys.public
+    federation.close()
+    assert old != new
+    sources = read_sources([tmp_path])
+    for key in (old, new):
+        assert not make_audit(sources, coordinators=frozenset({key})).findings
+
+
 def test_a_second_ledger_of_the_same_domain_is_found(copy: Path, tmp_path: Path) -> None:
     """By the coordinator's log where the first one is hidden, and by its name where both are there."""
     (tmp_path / "new").mkdir()
@@ -453,14 +490,17 @@ def test_a_failed_attack_is_a_finding_and_a_passed_one_is_none(books: Federation
             }
         ],
         "checks": [{"name": "bound", "passed": True, "detail": "0.4 of 1.0"}],
+        "area": 0.5,
+        "roc": [],
+        "settings": {"steps": 2},
         "sees": "noise",
         "blind_to": "time",
         "cpu_seconds": 1.0,
     }
     sources = read_sources([books.folder])
-    assert make_audit(sources, empirical=[Empirical.of(evidence)]).findings == ()
+    assert make_audit(sources, empirical=[Empirical.of(evidence, attacked="books")]).findings == ()
     evidence["checks"] = [{"name": "bound", "passed": False, "detail": "1.4 of 1.0"}]
-    (finding,) = make_audit(sources, empirical=[Empirical.of(evidence)]).findings
+    (finding,) = make_audit(sources, empirical=[Empirical.of(evidence, attacked="books")]).findings
     assert (finding.rule, finding.text) == ("empirical", "canaries: bound: 1.4 of 1.0")
 
 

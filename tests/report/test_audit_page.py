@@ -2,12 +2,16 @@
 
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from scipy.optimize import brentq
+from scipy.stats import norm
 from tests.privacy.audited import Federation, everyday, policy
 from tests.report.test_browser import CHROMIUM, measured
 
@@ -20,7 +24,7 @@ from isthmus.report.audit_page import MOST_ENTRIES, render_audit, render_audit_p
 from isthmus.report.audit_pdf import pdf_bytes, write_pdf
 from isthmus.report.audit_terminal import print_audit
 
-ATTACK = {
+ATTACK: dict[str, Any] = {
     "name": "canaries",
     "claimed_epsilon": 4.0,
     "delta": 1e-6,
@@ -28,6 +32,16 @@ ATTACK = {
     "confidence": 0.95,
     "bounds": [{"form": "(epsilon, delta)", "assumption": "fair coins", "epsilon": 1.37, "confidence": 0.975}],
     "checks": [{"name": "noise", "passed": True, "detail": "1.0003 of the accounted deviation"}],
+    "area": 0.52,
+    "roc": [
+        {
+            "false_positives": {"successes": wrong, "trials": 2000, "low": wrong / 4000, "high": wrong / 1000},
+            "true_positives": {"successes": found, "trials": 2000, "low": found / 4000, "high": found / 1000},
+        }
+        for wrong, found in ((2, 3), (20, 25), (200, 220))
+    ],
+    "settings": {"steps": 4, "noise_multiplier": 1.7},
+    "cpu_seconds": 1.5,
     "sees": "too little noise",
     "blind_to": "what happens between rounds",
 }
@@ -53,6 +67,16 @@ def with_finding(audit: Audit, rule: str = "truncated", text: str = "line 30 was
     """The same with something found."""
     finding = AuditFinding(data_set="books", line=0, rule=rule, text=text)
     return audit.model_copy(update={"findings": (finding,)})
+
+
+def with_attack(audit: Audit, attack: dict[str, Any]) -> Audit:
+    """The same with an attack's outcome."""
+    return audit.model_copy(update={"empirical": (Empirical.of(attack, attacked="a policy"),)})
+
+
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """Delta of a Gaussian mechanism (Balle and Wang, ICML 2018, theorem 5)."""
+    return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu))
 
 
 def printed(audit: Audit) -> str:
@@ -184,9 +208,106 @@ def test_a_seeded_data_set_is_not_called_private(seeded: Audit) -> None:
 def test_attacks_stand_beside_the_claims(audit: Audit) -> None:
     """Bound, confidence, assumption, checks, what it sees and what not; without one, that there is none."""
     assert "None is part of this audit" in render_audit_page(audit)
-    page = render_audit_page(audit.model_copy(update={"empirical": (Empirical.of(ATTACK),)}))
-    for words in ("at least 1.37", "95% confidence", "fair coins", "1.0003", "too little noise", "between rounds"):
-        assert words in page
+    attacked = audit.model_copy(update={"empirical": (Empirical.of(ATTACK, attacked="policy of <books>"),)})
+    page = render_audit_page(attacked)
+    words = (
+        "1.37",
+        "4.00",
+        "95%",
+        "fair coins",
+        "1.0003",
+        "too little noise",
+        "between rounds",
+        "noise multiplier 1.7",
+    )
+    for said in (*words, "policy of &lt;books&gt;", "0.15% of members are found", "(2 of 2,000)", "0.520"):
+        assert said in page, said
+    assert "ROC of the attack" not in page, "only membership inference has a figure"
+    for said in (
+        "at least 1.37",
+        "95% confidence",
+        "4.00 is claimed",
+        "0.15% of members",
+        "too little noise",
+        "between",
+    ):
+        assert said in " ".join(printed(attacked).split()), said
+    assert pdf_bytes(attacked) != pdf_bytes(audit)
+
+
+def test_membership_inference_has_its_roc_as_a_figure(audit: Audit) -> None:
+    """With the diagonal of guessing, and a description for who cannot see it; none without a single find."""
+    membership = {**ATTACK, "name": "membership"}
+    page = render_audit_page(with_attack(audit, membership))
+    assert "ROC of the attack membership" in page
+    assert "At 0.10% of outsiders 0.15% of members are found" in page
+    first, _, _ = page.partition('<div class="expert">')
+    assert "1 attack on made-up users did not contradict what it charges for" in first
+    assert "0.07% to 0.30% of those who were in the data (95% interval)" in first
+    empty = {"false_positives": ATTACK["roc"][0]["false_positives"] | {"successes": 0}}
+    none = {**membership, "roc": [{**ATTACK["roc"][0], **empty}]}
+    assert "ROC of the attack" not in render_audit_page(with_attack(audit, none))
+
+
+def test_a_failed_attack_is_called_failed_everywhere(audit: Audit) -> None:
+    """On the page, in the document's text and in the terminal, with the name of the check."""
+    failed = {**ATTACK, "checks": [{"name": "noise", "passed": False, "detail": "half of it"}]}
+    found = with_attack(audit, failed)
+    first, _, expert = render_audit_page(found).partition('<div class="expert">')
+    assert "canaries showed that it does not do what it charges for" in first
+    assert "FAILED" in expert
+    assert "FAILED: noise" in printed(found)
+
+
+# Witnesses and deltas.
+
+
+def test_page_one_says_when_nobody_else_vouches_for_a_ledger(audit: Audit, tmp_path: Path) -> None:
+    """Neither receipt nor log: named on page one, in the table, in the terminal; silent where there is a witness."""
+    assert audit_words.unwitnessed(audit) == ""
+    assert "No witness" not in render_audit_page(audit)
+    alone = Federation(tmp_path, policies={"books": policy()})
+    alone.run("run", receipts=False)
+    alone.close()
+    found = make_audit(read_sources([alone.path("books")]))
+    first, _, _ = render_audit_page(found).partition('<div class="expert">')
+    assert "No witness: books" in first
+    assert audit_words.NO_WITNESS.replace("'", "&#39;") in first
+    assert "in order, no witness" in first
+    assert "No witness: books." in printed(found)
+    logged = make_audit(read_sources([alone.path("books")], heads=[alone.log_path]))
+    assert "No witness" in render_audit_page(logged), "the log says nothing of this ledger"
+
+
+def test_a_row_at_another_delta_says_at_which_its_limit_holds(audit: Audit, tmp_path: Path) -> None:
+    """Spent is at the delta that was asked for; limit and left are labelled with the policy's; else no label."""
+    other = make_audit(read_sources([Path(audit.data_sets[0].path)]), delta=1e-9)
+    (books,) = other.data_sets
+    assert (books.delta, books.budget_delta) == (1e-9, 1e-6)
+    assert books.epsilon > books.spent == audit.data_sets[0].epsilon
+    assert books.left == pytest.approx(books.budget - books.spent)
+    first, _, _ = render_audit_page(other).partition('<div class="expert">')
+    assert first.count("<small>at 1e-6</small>") == 2
+    assert "8.00 at 1e-6" in printed(other)
+    assert f"epsilon spent is {numbers.epsilon(books.spent)}" in " ".join(printed(other).split())
+    assert "limit 8.00" not in render_audit_page(other), "the figure draws no limit at another delta"
+    assert "at 1e-6</small>" not in render_audit_page(audit)
+
+
+def test_what_is_said_of_groups_is_standard_group_privacy() -> None:
+    """Epsilon k times, delta (e^(k eps) - 1) / (e^eps - 1) times: Gaussian groups keep it; the example follows it."""
+
+    def grown(epsilon: float, delta: float, size: int) -> float:
+        return delta * (math.exp(size * epsilon) - 1) / (math.exp(epsilon) - 1)
+
+    for epsilon, delta in ((0.5, 1e-6), (2.0, 1e-6), (8.0, 1e-6)):
+        mu = brentq(lambda mu, at=epsilon, goal=delta: gaussian_delta(mu, at) - goal, 1e-3, 20)
+        for size in (2, 3):  # a group moves the sum by `size` times as much
+            assert gaussian_delta(size * mu, size * epsilon) <= grown(epsilon, delta, size)
+    assert "(e^(k epsilon) - 1) / (e^epsilon - 1)" in audit_words.NOT_COVERED_EITHER[0]
+    assert "epsilon 16 at delta 0.003 for two" in audit_words.NOT_COVERED_EITHER[0]
+    assert 0.00295 < grown(8.0, 1e-6, 2) < 0.003
+    assert grown(8.0, 1e-6, 3) > 1
 
 
 def test_an_epsilon_that_cannot_be_proven_is_no_number(audit: Audit) -> None:
@@ -237,11 +358,12 @@ def test_the_page_fits_its_screen_and_fetches_nothing(audit: Audit, tmp_path: Pa
     """No sideways scrolling on phone, tablet or desk, with long names and findings; figures legible and uncut."""
     content = json.loads(with_finding(audit, text="x" * 400).model_dump_json())
     content["data_sets"][1]["name"] = "w" * 63
-    sizes = measured(render_audit_page(Audit.model_validate_json(json.dumps(content))), tmp_path, width)
+    attacked = with_attack(Audit.model_validate_json(json.dumps(content)), {**ATTACK, "name": "membership"})
+    sizes = measured(render_audit_page(attacked), tmp_path, width)
     assert sizes["client"] in {width, width - 15}  # without or with a scroll bar
     assert sizes["scroll"] <= sizes["client"]
     assert sizes["fetched"] == 0
-    assert sizes["figures"] == 2
+    assert sizes["figures"] == 3
     assert sizes["cut"] == 0
     assert sizes["overlaps"] == 0
     assert sizes["smallest"] >= 10  # font size, CSS pixels

@@ -8,6 +8,7 @@ Results go to stdout, progress and errors to stderr. Exit 0: fine; 1: a rule sai
 
 import os
 import sys
+from typing import Annotated
 
 for _switch, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
@@ -22,7 +23,7 @@ import typer  # noqa: E402
 
 from isthmus.cli.audit import audit, budget, verify  # noqa: E402
 from isthmus.cli.certs import certs_app  # noqa: E402
-from isthmus.cli.console import stderr  # noqa: E402
+from isthmus.cli.console import stderr, stdout  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.joining import invite, join, leave  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
@@ -33,11 +34,38 @@ from isthmus.errors import IsthmusError  # noqa: E402
 
 app = typer.Typer(
     name="isthmus",
-    help="Privacy-preserving federated transfer learning for recommendation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    """Print which version and which program this is, and end."""
+    if not asked:
+        return
+    import isthmus  # noqa: PLC0415 - reads every source file: only where it is asked for
+    from isthmus.privacy.program import code_hash  # noqa: PLC0415
+
+    stdout.print(f"isthmus {isthmus.__version__}\nprogram {code_hash()}", highlight=False, soft_wrap=True)
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and the hash of the program's source, as ledgers and policies name it, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Privacy-preserving federated transfer learning for recommendation."""
+
+
 app.command("simulate", epilog="Example: isthmus simulate isthmus-demo/federation.toml --out run --rounds 2")(simulate)
 app.command("demo", epilog="Example: isthmus demo isthmus-demo")(write_demo_federation)
 app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shopping/domain.toml")(calibrate)

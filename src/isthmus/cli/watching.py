@@ -11,6 +11,7 @@ from rich.text import Text
 
 from isthmus.cli.console import stderr
 from isthmus.config import DomainConfig
+from isthmus.privacy.policy import load_policy
 from isthmus.server.checkpoint import RunState
 from isthmus.strategies.guarded import OK
 
@@ -19,7 +20,8 @@ class LiveWatcher:
     """Shows a simulation's progress on stderr; one plain line per stage and round where that is no terminal."""
 
     def __init__(self, domains: tuple[DomainConfig, ...]) -> None:
-        self._budgets = {domain.name: domain.privacy.epsilon for domain in domains}
+        # What the vault enforces: policy.toml's, where there is one.
+        self._budgets = {domain.name: load_policy(domain).limits.lifetime.epsilon for domain in domains}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -174,9 +174,11 @@ class DataSet(Part):
     ledger: Annotated[Hex, Field(description="Random id of the ledger.")]
     private: Annotated[bool, Field(description="False if any noise can be repeated: then no privacy is claimed.")]
     epsilon: Annotated[Epsilon, Field(description="Spent, over all runs.")]
-    delta: Annotated[float, Field(gt=0, lt=1, description="At which every epsilon of this data set is stated.")]
+    delta: Annotated[float, Field(gt=0, lt=1, description="At which `epsilon`, runs and timeline are stated.")]
     budget: Annotated[float | None, Field(description="Limit of the policy in force; null without a policy.")]
-    left: Annotated[Epsilon, Field(description="Budget less spent, at least 0; null without a policy.")]
+    budget_delta: Annotated[float | None, Field(description="At which that limit holds; null without a policy.")]
+    spent: Annotated[Epsilon, Field(description="Spent over all runs at `budget_delta`; null: no policy or no proof.")]
+    left: Annotated[Epsilon, Field(description="Budget less spent, at `budget_delta`, at least 0; null: no policy.")]
     more_rounds: Annotated[Count | None, Field(description="Rounds like the last that still fit; null: not known.")]
     like: Annotated[str, Field(description="Event of that last round; empty if there was none.")]
     opinion: Annotated[SecondOpinion, Field(description="Of other accountants.")]
@@ -228,26 +230,63 @@ class EmpiricalCheck(Part):
     detail: Annotated[str, Field(description="One sentence with the figures.")]
 
 
+class EmpiricalRate(Part):
+    """A share of trials."""
+
+    successes: Annotated[Count, Field(description="Of the trials.")]
+    trials: Annotated[Count, Field(description="How many.")]
+    low: Annotated[float, Field(ge=0, le=1, description="Lower end of its interval.")]
+    high: Annotated[float, Field(ge=0, le=1, description="Upper end of its interval.")]
+
+    @property
+    def value(self) -> float:
+        """The share itself; 0 without trials."""
+        return self.successes / self.trials if self.trials else 0.0
+
+
+class EmpiricalPoint(Part):
+    """An operating point of an attack, on its ROC."""
+
+    false_positives: Annotated[EmpiricalRate, Field(description="Outsiders who were called members.")]
+    true_positives: Annotated[EmpiricalRate, Field(description="Members who were called members.")]
+
+
 class Empirical(Part):
     """What attacking the real code proved, beside what was claimed of the run that was attacked."""
 
     name: Annotated[str, Field(description="Of the attack: `canaries`, `planted` or `membership`.")]
+    attacked: Annotated[str, Field(description="What was attacked, in words: whose policy, which backbone.")]
+    settings: Annotated[dict[str, float], Field(description="Public figures of the attacked run.")]
     claimed_epsilon: Annotated[NonNegative, Field(description="Of the attacked run.")]
     delta: Annotated[float, Field(ge=0, lt=1, description="Of claim and bounds.")]
     lower_bound: Annotated[NonNegative, Field(description="The best of the bounds.")]
     confidence: Annotated[float, Field(gt=0, lt=1, description="With which all bounds hold together.")]
     bounds: Annotated[tuple[EmpiricalBound, ...], Field(description="Each with its assumption.")]
     checks: Annotated[tuple[EmpiricalCheck, ...], Field(description="Each passed, or is a finding.")]
+    area: Annotated[float, Field(ge=0, le=1, description="Under the ROC curve; 0.5 is guessing.")]
+    roc: Annotated[tuple[EmpiricalPoint, ...], Field(description="By rising false-positive rate.")]
+    seconds: Annotated[NonNegative, Field(description="Of one core, for this attack.")]
     sees: Annotated[str, Field(description="What it would notice.")]
     blind_to: Annotated[str, Field(description="What it would not.")]
 
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed for check in self.checks)
+
     @classmethod
-    def of(cls, evidence: Mapping[str, Any]) -> Self:
-        """From the plain values of an `isthmus.clients.audit` evidence (its `to_dict()`); other keys are left out."""
-        content = {name: evidence[name] for name in cls.model_fields if name not in {"bounds", "checks"}}
+    def of(cls, evidence: Mapping[str, Any], *, attacked: str) -> Self:
+        """From the plain values of an `isthmus.clients.audit` evidence (its `to_dict()`); other keys are left out.
+
+        Args:
+            evidence: Plain values.
+            attacked: Whose policy and which backbone, in words.
+        """
+        content = {name: evidence[name] for name in cls.model_fields if name in evidence}
         bounds = [{name: each[name] for name in EmpiricalBound.model_fields} for each in evidence["bounds"]]
         checks = [{name: each[name] for name in EmpiricalCheck.model_fields} for each in evidence["checks"]]
-        return cls.model_validate_json(json.dumps({**content, "bounds": bounds, "checks": checks}))
+        parts = {"bounds": bounds, "checks": checks, "attacked": attacked, "seconds": evidence["cpu_seconds"]}
+        return cls.model_validate_json(json.dumps({**content, **parts}))
 
 
 class CoordinatorLog(Part):

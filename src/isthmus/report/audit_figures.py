@@ -1,10 +1,11 @@
-"""The figure of an audit: epsilon against everything that was ever charged, as inline SVG.
+"""The figures of an audit as inline SVG: epsilon against everything that was ever charged, and the ROC of an attack.
 
 svg = timeline_figure(data_set, "books")      # "" when there is nothing to draw
+svg = roc_figure(attack, "membership")
 """
 
 from isthmus.report import numbers
-from isthmus.report.audit import DataSet
+from isthmus.report.audit import DataSet, Empirical
 from isthmus.report.figures import BLUE, GREY, INK, ORANGE, WIDTH, canvas, finished, round_ticks
 
 MOST_LABELS = 8
@@ -22,8 +23,7 @@ def timeline_figure(data_set: DataSet, figure: str) -> str:
     last: dict[str, int] = {}
     for number, entry in enumerate(data_set.entries, start=1):
         last[entry.run] = number
-    policy = data_set.policies[-1] if data_set.policies else None
-    limit = policy.epsilon if policy and policy.delta == data_set.delta else None
+    limit = data_set.budget if data_set.budget_delta == data_set.delta else None
     with canvas(WIDTH, 196) as (drawing, axes):
         if limit is not None:
             axes.axhline(limit, color=ORANGE, linestyle=(0, (5, 3)), linewidth=1.5)
@@ -59,3 +59,40 @@ def timeline_figure(data_set: DataSet, figure: str) -> str:
         + (f"; the limit is {numbers.epsilon(limit)}." if limit is not None else "; no limit is known.")
     )
     return finished(drawing, figure, f"Epsilon over all runs on {data_set.name}", told)
+
+
+def roc_figure(attack: Empirical, figure: str) -> str:
+    """Members found against outsiders called one, both on a logarithmic scale; empty where there is no such point."""
+    points = [point for point in attack.roc if point.false_positives.successes and point.true_positives.successes]
+    if not points:
+        return ""
+    across = [point.false_positives.value for point in points]
+    up = [point.true_positives.value for point in points]
+    low = min(*across, *(point.true_positives.low for point in points), 1e-3) / 1.3
+    with canvas(WIDTH, 236) as (drawing, axes):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.plot((low, 1), (low, 1), color=GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+        axes.annotate("guessing", (0.1, 0.1), (8, -12), textcoords="offset points", color=GREY)
+        spread = (
+            [value - point.true_positives.low for value, point in zip(up, points, strict=True)],
+            [point.true_positives.high - value for value, point in zip(up, points, strict=True)],
+        )
+        axes.errorbar(across, up, yerr=spread, color=BLUE, marker="o", markersize=4, linewidth=1.6, elinewidth=1)
+        axes.set_xlim(low, 1)
+        axes.set_ylim(low, 1)
+        axes.xaxis.set_major_formatter(_share)
+        axes.yaxis.set_major_formatter(_share)
+        axes.minorticks_off()
+        axes.set_xlabel("outsiders called members")
+        axes.set_ylabel("members found")
+    told = (
+        f"Area {attack.area:.3f}. At {across[0]:.2%} of outsiders {up[0]:.2%} of members are found; bars are "
+        f"{attack.confidence:.0%} intervals."
+    )
+    return finished(drawing, figure, f"ROC of the attack {attack.name}", told)
+
+
+def _share(value: float, _: float) -> str:
+    """A tick of a logarithmic axis of shares."""
+    return f"{100 * value:g}%"

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import matplotlib as mpl
 from reportlab.graphics.shapes import Drawing, Line, PolyLine, String
 from reportlab.lib.colors import Color, HexColor
+from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
@@ -49,6 +50,7 @@ def _style(
 
 
 TEXT, NOTE, CELL = _style(10), _style(8.5, colour=SOFT), _style(7.8, after=0)
+NUMBER = ParagraphStyle("number", parent=CELL, alignment=TA_RIGHT)
 SMALL = _style(7.4, colour=SOFT, after=0)
 HEAD = _style(7.8, bold=True, after=0)
 SECTION, PART = (
@@ -88,7 +90,7 @@ def plot(data_set: DataSet) -> list[Flowable]:
     if not points or len(points) < len(data_set.timeline):
         return []
     width, height, left, bottom = WIDTH * 0.7, 120.0, 34.0, 22.0
-    limit = data_set.budget
+    limit = data_set.budget if data_set.budget_delta == data_set.delta else None
     top = 1.15 * max(limit or 0.0, *(epsilon for _, epsilon in points), 1e-9)
     across, up = (width - left) / points[-1][0], (height - bottom) / top
     drawing = Drawing(width, height + 6)

@@ -12,9 +12,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from isthmus.report import audit_words, numbers
+from isthmus.report import attack_words, audit_words, numbers
 from isthmus.report.audit import Audit
-from isthmus.report.audit_figures import timeline_figure
+from isthmus.report.audit_figures import roc_figure, timeline_figure
 from isthmus.report.page import finalize
 from isthmus.report.result import write_atomically
 
@@ -45,10 +45,15 @@ def render_audit_page(audit: Audit) -> str:
     return template.render(
         audit=audit,
         words=audit_words,
+        attack_words=attack_words,
         style=Markup(style),  # noqa: S704 - our own files
         figures=[
             Markup(timeline_figure(data_set, f"timeline{number}"))  # noqa: S704 - escaped by the XML writer
             for number, data_set in enumerate(audit.data_sets)
+        ],
+        rocs=[
+            Markup(roc_figure(attack, f"roc{number}")) if attack.name == "membership" else ""  # noqa: S704 - the same
+            for number, attack in enumerate(audit.empirical)
         ],
         promise=audit_words.promise(audit),
         together=audit_words.together(audit),

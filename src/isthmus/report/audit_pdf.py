@@ -7,6 +7,7 @@ gives the same bytes.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from reportlab.lib.pagesizes import A4
@@ -14,8 +15,8 @@ from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, PageBreak, SimpleDocTemplate, Spacer, Table, TableStyle
 
+from isthmus.report import attack_words, numbers
 from isthmus.report import audit_words as words
-from isthmus.report import numbers
 from isthmus.report.audit import Audit, DataSet, Empirical
 from isthmus.report.audit_layout import (
     ALARM,
@@ -25,6 +26,8 @@ from isthmus.report.audit_layout import (
     HEAD,
     KICKER,
     NOTE,
+    NUMBER,
+    PART,
     SECTION,
     SMALL,
     SOFT,
@@ -90,6 +93,8 @@ def _first_page(audit: Audit) -> list[Flowable]:
     story += [say(sentence, ALARM) for sentence in found[: words.MOST_SENTENCES]]
     if len(found) > words.MOST_SENTENCES:
         story.append(say("And more, on the next page.", ALARM))
+    if words.unwitnessed(audit):
+        story.append(say(f"No witness: {words.unwitnessed(audit)}. {words.NO_WITNESS}", ALARM))
     story.append(say(words.WHAT_WAS_DONE, TEXT))
     story += [say(sentence, TEXT) for sentence in words.promise(audit)]
     rows = [
@@ -97,8 +102,8 @@ def _first_page(audit: Audit) -> list[Flowable]:
             say(data_set.name, HEAD),
             say(words.state(audit, data_set), _state_style(audit, data_set)),
             words.limited(data_set.epsilon),
-            "none" if data_set.budget is None else numbers.epsilon(data_set.budget),
-            words.remaining(data_set),
+            say(f"{words.limit(data_set)} {words.at_delta(data_set)}", NUMBER),
+            say(f"{words.remaining(data_set)} {words.at_delta(data_set)}", NUMBER),
             numbers.delta(data_set.delta),
             say(words.approval(data_set), CELL),
         ]
@@ -116,15 +121,17 @@ def _first_page(audit: Audit) -> list[Flowable]:
     story.append(say("Epsilon spent over all runs, the unit's own limit, and what is left of it.", NOTE))
     if words.together(audit):
         story.append(say(f"One person may be a user of several units. {words.together(audit)}", TEXT))
+    if audit.empirical:
+        story.append(say(f"The program itself was attacked. {attack_words.attacked(audit)}", TEXT))
     story += [say(words.NOT_COVERED, TEXT), Spacer(1, 30), _signatures()]
     return story
 
 
 def _signatures() -> Flowable:
     """Where two people may put their names."""
-    half = WIDTH / 2
-    made = Table([["", ""], [say("Auditor, date", NOTE), say("For the business unit, date", NOTE)]], [half, half])
-    made.setStyle(TableStyle([("LINEBELOW", (0, 0), (0, 0), 0.5, SOFT), ("LINEBELOW", (1, 0), (1, 0), 0.5, SOFT)]))
+    names = [say("Auditor, date", NOTE), "", say("For the business unit, date", NOTE)]
+    made = Table([["", "", ""], names], [0.46 * WIDTH, 0.08 * WIDTH, 0.46 * WIDTH])
+    made.setStyle(TableStyle([("LINEBELOW", (at, 0), (at, 0), 0.5, SOFT) for at in (0, 2)]))
     return made
 
 
@@ -156,7 +163,7 @@ def _data_set(data_set: DataSet) -> list[Flowable]:
     told = [
         ("Epsilon", f"{words.limited(data_set.epsilon)} at delta {numbers.delta(data_set.delta)}"),
         ("Second opinion", f"{opinion}. {data_set.opinion.why}"),
-        ("Left", f"{words.remaining(data_set)}{fit}"),
+        ("Left", f"{words.remaining(data_set)} {words.at_delta(data_set)}".strip() + fit),
         (
             "Least noise",
             f"{words.least_noise(data_set)}; {'all secret' if data_set.private else 'some can be repeated'}",
@@ -249,7 +256,7 @@ def _rest(audit: Audit) -> list[Flowable]:
     ]
     story: list[Flowable] = [say("One person in several data sets", SECTION), facts(told)]
     story.append(say("Attacks on the real program", SECTION))
-    story += [_attack(attack) for attack in audit.empirical]
+    story += _attacks(audit.empirical)
     if not audit.empirical:
         story.append(say("None is part of this audit.", TEXT))
     method = audit.method
@@ -258,7 +265,8 @@ def _rest(audit: Audit) -> list[Flowable]:
         ("Neighbours", method.adjacency),
         ("Accountant", f"{method.accountant}; {method.library}"),
         ("Held against", method.second),
-        *(("Taken for granted", assumption) for assumption in method.assumptions),
+        *(("" if at else "Taken for granted", assumption) for at, assumption in enumerate(method.assumptions)),
+        *(("" if at else "Not covered", gap) for at, gap in enumerate(words.NOT_COVERED_EITHER)),
         ("Audited by", f"Isthmus {audit.isthmus_version}, program {audit.program}"),
         ("Made", audit.made),
         *(("Coordinator's log", f"{log.path}, {log.heads} statements, key {log.key}") for log in audit.logs),
@@ -266,20 +274,63 @@ def _rest(audit: Audit) -> list[Flowable]:
     return [*story, say("Method and assumptions", SECTION), facts(told)]
 
 
+def _attacks(attacks: Sequence[Empirical]) -> list[Flowable]:
+    if not attacks:
+        return []
+    rows = []
+    for attack in attacks:
+        point = attack_words.low_rate(attack)
+        rows.append(
+            [
+                say(attack.name.capitalize(), HEAD),
+                f"at least {attack_words.lower(attack.lower_bound)}",
+                numbers.epsilon(attack.claimed_epsilon),
+                f"{attack.confidence:.0%}",
+                attack_words.percent(point.true_positives.value) if point else "-",
+                f"{attack.area:.3f}",
+                say("passed" if attack.passed else "FAILED", GOOD if attack.passed else BAD),
+            ]
+        )
+    columns = ["Attack", "Epsilon proven", "Claimed", "Confidence", "Found", "Area", "Checks"]
+    story: list[Flowable] = [
+        say(attack_words.ATTACKED, TEXT),
+        say(f"What was attacked: {attacks[0].attacked}.", TEXT),
+        table(columns, rows, [0.2, 0.18, 0.13, 0.14, 0.12, 0.1, 0.13], right=(1, 2, 3, 4, 5)),
+        say(
+            f"Found: members, while at most {attack_words.LOW_RATE:.1%} of outsiders are called one. Area: under the "
+            f"ROC; 0.5 is guessing.",
+            NOTE,
+        ),
+    ]
+    for attack in attacks:
+        story += [say(attack.name.capitalize(), PART), _attack(attack)]
+    return story
+
+
 def _attack(attack: Empirical) -> Flowable:
     return facts(
         [
-            (attack.name, f"epsilon {numbers.epsilon(attack.claimed_epsilon)} is claimed"),
-            ("Proven", f"at least {attack.lower_bound:.2f}, with {attack.confidence:.0%} confidence"),
-            *((check.name, f"{'passed' if check.passed else 'FAILED'}: {check.detail}") for check in attack.checks),
+            *(
+                (
+                    f"Bound, {bound.form}",
+                    attack_words.bound(bound),
+                )
+                for bound in attack.bounds
+            ),
+            *(
+                (check.name.capitalize(), f"{'passed' if check.passed else 'FAILED'}: {check.detail}")
+                for check in attack.checks
+            ),
+            *((("Who is found", attack_words.found_members(attack)),) if attack_words.found_members(attack) else ()),
             ("It would see", attack.sees),
             ("It is blind to", attack.blind_to),
+            ("Attacked run", f"{attack_words.settings(attack)}; delta {numbers.delta(attack.delta)}"),
         ]
     )
 
 
 def _state_style(audit: Audit, data_set: DataSet) -> ParagraphStyle:
-    return GOOD if data_set.private and not words.findings_of(audit, data_set) else BAD
+    return BAD if words.alarming(audit, data_set) else GOOD
 
 
 def _key_words(key: str, reason: str, revoked_from: int | None) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.report import audit_words, numbers
+from isthmus.report import attack_words, audit_words, numbers
 from isthmus.report.audit import Audit
 
 MOST_FINDINGS = 20
@@ -27,18 +27,20 @@ def print_audit(audit: Audit, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("state")
     for data_set in audit.data_sets:
-        rounds = data_set.more_rounds
+        rounds, elsewhere = data_set.more_rounds, audit_words.at_delta(data_set)
         table.add_row(
             Text(numbers.visible(data_set.name)),
             audit_words.limited(data_set.epsilon),
-            "-" if data_set.budget is None else numbers.epsilon(data_set.budget),
-            audit_words.remaining(data_set),
+            f"{audit_words.limit(data_set)} {elsewhere}".strip(),
+            f"{audit_words.remaining(data_set)} {elsewhere}".strip(),
             numbers.delta(data_set.delta),
             "-" if rounds is None else f"{rounds:,}",
             Text(audit_words.state(audit, data_set)),
         )
     console.print(table)
     _say(console, "rounds: how many more like the last one fit. All epsilons are over all runs, rounded up.", "dim")
+    if audit_words.unwitnessed(audit):
+        _say(console, f"No witness: {audit_words.unwitnessed(audit)}. {audit_words.NO_WITNESS}", "bold yellow")
     person, bound = audit.person, audit.person.bound
     if len(audit.data_sets) > 1:
         declared = "as declared" if person.declared else "not all declare who may be in several domains"
@@ -48,6 +50,7 @@ def print_audit(audit: Audit, console: Console) -> None:
             f"{numbers.delta(person.delta)} ({declared}); in all of them "
             f"{audit_words.limited(person.cautious.epsilon)}",
         )
+    _print_attacks(audit, console)
     for finding in audit.findings[:MOST_FINDINGS]:
         where = f", line {finding.line}" if finding.line else ""
         _say(console, f"finding: {finding.data_set}{where}: {finding.rule}: {finding.text}", "red")
@@ -57,6 +60,18 @@ def print_audit(audit: Audit, console: Console) -> None:
     for data_set in audit.data_sets:
         for remark in data_set.remarks:
             _say(console, f"note: {data_set.name}: {remark}", "yellow")
+
+
+def _print_attacks(audit: Audit, console: Console) -> None:
+    """For each attack the bound beside the claim, who was found, and what it can and cannot see."""
+    for number, attack in enumerate(audit.empirical):
+        if not number:
+            _say(console, f"attacks on the real program, with made-up users: {attack.attacked}")
+        _say(console, attack_words.proven(attack), "green" if attack.passed else "bold red")
+        if attack_words.found_members(attack):
+            _say(console, f"  {attack_words.found_members(attack)}")
+        _say(console, f"  it would see: {attack.sees}", "dim")
+        _say(console, f"  it is blind to: {attack.blind_to}", "dim")
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

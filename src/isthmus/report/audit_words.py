@@ -29,7 +29,7 @@ RULES = {
     "fork": "Two copies of one ledger went different ways.",
     "form": "A line is not in the form that the product writes.",
     "head": "A statement in a coordinator's log is signed by nobody.",
-    "key": "The ledger is signed by somebody else than expected.",
+    "key": "Somebody else than expected has signed.",
     "kinds": "Something left that the policy does not allow to leave.",
     "largest_clip": "One user could add more to a step than the policy allows.",
     "layers": "Parameters left that the policy does not allow to leave.",
@@ -76,6 +76,22 @@ WHAT_WAS_DONE = (
 NOT_COVERED = (
     "Not covered: what a program may have done beside its ledger, groups of users, side channels such as timing, and "
     "conclusions about people in general."
+)
+NOT_COVERED_EITHER = (
+    (
+        "Groups: k users together are protected with k times the epsilon, at a delta that is (e^(k epsilon) - 1) / "
+        "(e^epsilon - 1) times as large. Soon that is nothing: epsilon 8 at delta 1e-6 means epsilon 16 at delta 0.003 "
+        "for two users, and no protection for three."
+    ),
+    "Side channels: that a unit takes part, when it answers, how large its messages are.",
+    "Item texts, which count as public. The private head, which must stay in the unit.",
+    "Choosing among runs by looking at raw scores.",
+    "What is true of people in general, whether or not one of them took part.",
+)
+"""For an expert, a sentence or two each. Groups: Vadhan, "The Complexity of Differential Privacy", 2017, lemma 2.2."""
+NO_WITNESS = (
+    "Neither a coordinator's receipt nor a coordinator's log was at hand, so if lines were missing at the end, this "
+    "audit would not show it. More may have been spent than it says."
 )
 MOST_SENTENCES = 8
 """Of what was found, on page one."""
@@ -137,7 +153,8 @@ def promise(audit: Audit) -> tuple[str, ...]:
         return (first,)
     weak = (
         "A factor as large as this is a weak promise by itself. How much an attacker really gains is usually far less, "
-        "but that is experience, not proof: see the attacks on the real program, if there are any in this audit."
+        "but that is experience, not proof: "
+        + ("see the attacks on the program." if audit.empirical else "no attack on the program is part of this audit.")
     )
     return first, weak
 
@@ -162,7 +179,18 @@ def state(audit: Audit, data_set: DataSet) -> str:
     mine = findings_of(audit, data_set)
     if mine:
         return numbers.plural(len(mine), "finding")
-    return "in order" if data_set.private else "in order, NOT PRIVATE"
+    seen = "" if data_set.witnesses.seen else ", no witness"
+    return f"in order{seen}" if data_set.private else f"in order{seen}, NOT PRIVATE"
+
+
+def unwitnessed(audit: Audit) -> str:
+    """Names of the data sets for whose ledgers nobody but their own domain vouches; empty if there are none."""
+    return ", ".join(data_set.name for data_set in audit.data_sets if not data_set.witnesses.seen)
+
+
+def alarming(audit: Audit, data_set: DataSet) -> bool:
+    """Whether a data set's state is one to stop at: a finding, repeatable noise, no witness."""
+    return bool(findings_of(audit, data_set)) or not data_set.private or not data_set.witnesses.seen
 
 
 def findings_of(audit: Audit, data_set: DataSet) -> tuple[AuditFinding, ...]:
@@ -294,6 +322,18 @@ def limited(value: float | None) -> str:
 def remaining(data_set: DataSet) -> str:
     """What is left, rounded down."""
     return "-" if data_set.left is None else f"{int(data_set.left * 100 + 1e-7) / 100:.2f}"
+
+
+def limit(data_set: DataSet) -> str:
+    """The limit in force, or that there is none."""
+    return "none" if data_set.budget is None else numbers.epsilon(data_set.budget)
+
+
+def at_delta(data_set: DataSet) -> str:
+    """At which delta limit and what is left are, where it is not the row's own; else empty."""
+    if data_set.budget_delta is None or data_set.budget_delta == data_set.delta:
+        return ""
+    return f"at {numbers.delta(data_set.budget_delta)}"
 
 
 def _one_in(delta: float) -> str:

@@ -180,4 +180,5 @@ def _write_plan(simulation: Simulation) -> None:
         }
         for domain in simulation.domains
     ]
-    write_durably(simulation.plan, json.dumps({"seats": seats}, indent=1).encode())
+    plan = {"federation": str(simulation.file), "seats": seats}
+    write_durably(simulation.plan, json.dumps(plan, indent=1).encode())

@@ -134,6 +134,14 @@ def test_more_canaries_than_room_are_refused() -> None:
         audit_canaries(AUDIT_POLICY, SMALL, features=16, canaries=100_000)
 
 
+def test_a_small_backbone_gets_as_many_canaries_as_there_is_room_for() -> None:
+    """Unless their number is asked for; a quarter of each tensor."""
+    shared = shared_parameters(Backbone(16, SMALL)).values()
+    run = audit_canaries(AUDIT_POLICY, SMALL, features=16, seed=7)
+    assert dict(run.settings)["canaries"] == sum(tensor.numel() // 4 for tensor in shared) < 4000
+    assert failed(run) == set()
+
+
 def test_power_and_false_alarms_of_the_default_setting() -> None:
     """In 2000 simulated audits the claim is never ruled out by an honest build, always with half of the noise.
 
