@@ -28,7 +28,7 @@ from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, Refused, RunError
 from isthmus.privacy.kit import CA, NODE_KEY, Kit, read_kit
 from isthmus.privacy.program import code_hash
-from isthmus.supervision import Part, find_program, free_port
+from isthmus.supervision import Part, free_port
 
 _ACCEPTED = "accepted.json"
 _FLOWER = {
@@ -140,7 +140,7 @@ def node_part(member: Membership, vault: str) -> Part:
     return Part(
         name="node",
         command=(
-            *(find_program("flower-supernode"), "--superlink", member.kit.address),
+            *(sys.executable, "-m", "isthmus.clients.node", "--superlink", member.kit.address),
             *("--root-certificates", str(member.node_folder / CA)),
             *("--auth-supernode-private-key", str(member.node_folder / NODE_KEY)),
             *("--host", "127.0.0.1", "--port", str(port)),

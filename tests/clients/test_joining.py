@@ -44,7 +44,7 @@ def test_the_nodes_files_are_its_own_and_the_command_names_them(kit: Path, keys:
     assert stat.S_IMODE(files["node.key"].stat().st_mode) == 0o600
     assert stat.S_IMODE(member.folder.stat().st_mode) == 0o700
     command = node_part(member, "unix:/run/vault.sock").command
-    assert command[1:3] == ("--superlink", "fl.example.org:8443")
+    assert command[1:5] == ("-m", "isthmus.clients.node", "--superlink", "fl.example.org:8443")
     assert 'vault="unix:/run/vault.sock"' in command
     assert "--insecure" not in command
 
