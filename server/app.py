@@ -109,8 +109,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _speak() -> None:
     """Write what Isthmus has to say where Flower collects the words of a run."""
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("isthmus").setLevel(logging.INFO)
+    logger = logging.getLogger("isthmus")  # not the root, to which Flower's own words go a second time
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.propagate = False
 
 
 def _patience(settings: Mapping[str, bool | float | int | str]) -> Patience:
