@@ -101,6 +101,7 @@ class Chain:
             raise
         self.ledger = first.ledger
         self.name = first.name
+        self._place = _identity(path)
 
     def _create(self, owner: Owner, name: str, tables: tuple[str, ...]) -> None:
         """Schema and first line of a new file, in one transaction; of two processes one wins."""
@@ -124,6 +125,7 @@ class Chain:
                 self.db.execute("BEGIN IMMEDIATE")
                 try:
                     yield
+                    self._require_place()
                     self.db.execute("COMMIT")
                 except BaseException:
                     if self.db.in_transaction:  # a full disk may have ended it already
@@ -264,6 +266,14 @@ class Chain:
         """Close the file."""
         self.db.close()
 
+    def _require_place(self) -> None:
+        """Refuse to write into a file that nobody would find: another one lies in its place by now, or none."""
+        if _identity(self.path) != self._place:
+            raise RunError(
+                f"{self.path}: the ledger was moved, deleted or replaced under this process, so what it writes would "
+                f"be in no book. Put the newest sound copy back, and start again."
+            )
+
     def _insert(self, line: Line, previous: bytes) -> None:
         body = to_text(line)
         from_text(body)  # what could not be read back is not written
@@ -273,6 +283,15 @@ class Chain:
             "INSERT INTO chain (seq, body, previous, digest, key, signature) VALUES (?, ?, ?, ?, ?, ?)",
             (line.seq, body, previous, digest, self._keys.public, signature),
         )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies at a path."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _unusable(path: Path, problem: str) -> RunError:

@@ -352,3 +352,23 @@ def test_the_columns_of_the_file_are_the_documented_ones() -> None:
         "receipts": ["seq", "text"],
         "floods": ["line", "count"],
     }
+
+
+# A file that goes away under a process that has it open.
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_process_whose_ledger_is_gone_charges_nothing(tmp_path: Path, replaced: bool) -> None:
+    """Deleted, or replaced by a copy: an open file can still be written to, and nobody would find it afterwards."""
+    path = tmp_path / "books" / "ledger.db"
+    ledger = Ledger(path)
+    ledger.charge(charge_of(0), WIDE)
+    copy = tmp_path / "copy.db"
+    ledger.backup(copy)
+    path.unlink()
+    if replaced:
+        shutil.copy(copy, path)
+    with pytest.raises(RunError, match="moved, deleted or replaced under this process"):
+        ledger.charge(charge_of(1), WIDE)
+    ledger.close()
+    assert path.exists() == replaced
