@@ -24,8 +24,9 @@ check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/docs tests/cli/test_help.py -q -m "not slow"
 
-bench: install ## speed against named baselines, in CPU-seconds; writes benchmarks/RESULTS.md
+bench: install ## speed against named baselines, in CPU-seconds; writes RESULTS.md and ROUNDS.md
 	$(BIN)/python benchmarks/overhead/compare.py
+	$(BIN)/python benchmarks/rounds/compare.py
 
 proto: install ## the vault's messages, from their description
 	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/isthmus/clients/wire/vault.proto

@@ -19,10 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 import isthmus
+from isthmus.clients.health import is_ready
 from isthmus.config import DomainConfig
 from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, Refused, RunError
@@ -35,7 +33,7 @@ _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
     "HF_HUB_OFFLINE": "1",
 }
 
@@ -124,7 +122,7 @@ def vault_part(config: DomainConfig, socket_path: Path, *, group: int | None, op
         name="vault",
         command=(*_isthmus(), "vault", str(config.folder), "--socket", str(socket_path), *shared, *options),
         listening=f"unix:{socket_path}  for the client process: six questions",
-        ready=lambda: _serves(f"unix:{socket_path}"),
+        ready=lambda: is_ready(f"unix:{socket_path}"),
         environment=_FLOWER,
     )
 
@@ -205,16 +203,6 @@ def _require_way(folder: Path) -> None:
 
 def _isthmus() -> tuple[str, ...]:
     return (sys.executable, "-c", "from isthmus.cli import main; main()")
-
-
-def _serves(address: str) -> bool:
-    """Whether a vault answers, its tables loaded."""
-    with grpc.secure_channel(address, grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)) as channel:
-        try:
-            said = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)  # type: ignore[attr-defined]
-        except grpc.RpcError:
-            return False
-        return bool(said.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _accepts(port: int) -> bool:

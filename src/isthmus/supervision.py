@@ -4,7 +4,8 @@
 
 A program that dies is started again, later each time; one that keeps dying ends the whole. If the supervisor itself
 is killed, its programs die with it (see `isthmus.tether`), and the next `supervise` finds its state where it was.
-SIGHUP starts the programs that hold certificates again.
+SIGHUP starts the programs that hold certificates again. `python -m isthmus.supervision FOLDER` exits with 0 where the
+programs of a state folder are all running.
 """
 
 import contextlib
@@ -308,6 +309,15 @@ def find_program(name: str) -> str:
     return found
 
 
+def all_running(state: Path) -> bool:
+    """Whether somebody holds a state folder, and every program in it has a process."""
+    try:
+        parts = json.loads((state / STATE).read_text(encoding="utf-8"))["parts"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return running_pid(state) is not None and all(part["pid"] is not None for part in parts)
+
+
 def _end(child: _Child, lines: int = 8) -> str:
     """The last lines of a program's log."""
     try:
@@ -315,3 +325,7 @@ def _end(child: _Child, lines: int = 8) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all_running(Path(sys.argv[1])) else 1)
