@@ -13,6 +13,7 @@ from tests.cli.test_help import examples
 pytestmark = pytest.mark.slow
 
 _ORDER = (
+    "isthmus doctor",
     "isthmus demo",
     "isthmus domain check",
     "isthmus domain import",

@@ -38,6 +38,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus certs retire-ca",
         "isthmus certs show",
         "isthmus demo",
+        "isthmus doctor",
         "isthmus domain check",
         "isthmus domain import",
         "isthmus fit",

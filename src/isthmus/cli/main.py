@@ -25,6 +25,7 @@ from isthmus.cli.audit import audit, budget, verify  # noqa: E402
 from isthmus.cli.certs import certs_app  # noqa: E402
 from isthmus.cli.console import stderr, stdout  # noqa: E402
 from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
+from isthmus.cli.doctor import doctor  # noqa: E402
 from isthmus.cli.joining import invite, join, leave  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
@@ -80,6 +81,7 @@ app.command("fit", epilog="Example: isthmus fit isthmus-demo/dining --ledger run
 app.command("invite", epilog="Example: isthmus invite dining")(invite)
 app.command("join", epilog="Example: isthmus join dining.zip isthmus-demo/dining")(join)
 app.command("leave", epilog="Example: isthmus leave isthmus-demo/dining")(leave)
+app.command("doctor", epilog="Example: isthmus doctor --json")(doctor)
 app.add_typer(domain_app)
 app.add_typer(keys_app)
 app.add_typer(certs_app)
