@@ -56,7 +56,7 @@ class Part:
         command: Program and arguments; it runs in the state folder.
         listening: Where, and for whom, for people to read.
         ready: Whether it answers as it should.
-        environment: Variables that it gets besides this process's own, of which another user's program gets `OPEN` only.
+        environment: Variables that it gets besides this process's own; another user's program gets `OPEN` of these.
         files: Most files and connections that it may have open; 0 for no limit of ours.
         reload: Whether SIGHUP starts it again, for what it read when it started.
         user: Ids of the user and the group that it runs as; this process's where absent.
