@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,9 @@ _SETTLED = 60.0  # seconds after which a program counts as healthy again
 _MOST_DEATHS = 8  # in a row
 _LOG_BYTES = 20_000_000  # above which a log is put aside when its program is started
 
+OPEN = re.compile(r"PATH|LANG|LC_\w+|TZ|TMPDIR|LD_\w+|PYTHON\w+|FLWR_\w+|SSL_CERT_\w+|(https?|no)_proxy", re.IGNORECASE)
+"""Variables that a program of another user inherits: of the others, one may be the passphrase of the ledger's key."""
+
 STATE, LOCK, LOGS = "up.json", "up.lock", "logs"
 OWN_LOG = "supervisor.log"
 """Of whoever watches, among the logs of what is watched."""
@@ -53,7 +57,7 @@ class Part:
         command: Program and arguments; it runs in the state folder.
         listening: Where, and for whom, for people to read.
         ready: Whether it answers as it should.
-        environment: Variables that it gets besides this process's own.
+        environment: Variables that it gets besides this process's own; another user's program gets `OPEN` of these.
         files: Most files and connections that it may have open; 0 for no limit of ours.
         reload: Whether SIGHUP starts it again, for what it read when it started.
         user: Ids of the user and the group that it runs as; this process's where absent.
@@ -85,6 +89,7 @@ class _Child:
         """Start the process, tethered to this one; its output goes to the end of its log."""
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
+        inherited = {name: text for name, text in os.environ.items() if self.part.user is None or OPEN.fullmatch(name)}
         tether = (sys.executable, "-m", "isthmus.tether", str(os.getpid()), str(self.part.files))
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
@@ -92,7 +97,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.part.environment},
+                env={**inherited, **self.part.environment},
                 user=self.part.user and self.part.user[0],
                 group=self.part.user and self.part.user[1],
                 extra_groups=None if self.part.user is None else [],

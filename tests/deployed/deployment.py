@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -84,14 +84,28 @@ class Deployment:
         assert self.config is not None
         return self.config.folder / f"{name}.zip"
 
-    def join(self, name: str, domain: Path, *options: str, kit: Path | None = None, user: int | None = None) -> None:
-        """Start a domain's vault and node, the node as another user if asked to; returns when both are ready."""
+    def join(
+        self,
+        name: str,
+        domain: Path,
+        *options: str | Path,
+        kit: Path | None = None,
+        user: int | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start a domain's vault and node, the node as another user if asked to; returns when both are ready.
+
+        `before` are the words that put the command into another network.
+        """
         kit = kit or self.invite(name)
         state = ("--state", str(self.folder / "units" / name))
         (self.folder / "units").mkdir(mode=0o755, exist_ok=True)
-        before = [] if user is None else as_user(0)  # root still, where the interpreter is open to everybody
+        before = [
+            *before,
+            *([] if user is None else as_user(0)),
+        ]  # root still, where the interpreter is open to everybody
         as_other = () if user is None else ("--client-user", str(user))
-        command = [*before, *ISTHMUS, "join", str(kit), str(domain), *state, *as_other, *options]
+        command = [*before, *ISTHMUS, "join", str(kit), str(domain), *state, *as_other, *map(str, options)]
         self._start(name, command, self.folder, until="takes part in")
 
     def call(self, *words: object, code: int = 0) -> str:

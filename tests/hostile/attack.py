@@ -1,6 +1,7 @@
 """Code that a hostile coordinator might ship: what it can get hold of in the client's process, as the client's user.
 
     python attack.py ADDRESS DATA_FOLDER REQUEST_FILE     # prints what it got, as JSON
+    attack(address, folder, request)                      # the same, from a ClientApp that was shipped
 
 It knows everything that a client knows and more: where the data lie, and a request that the domain would answer. It
 is no part of the product and uses its client only to speak to the vault.
@@ -39,15 +40,17 @@ def request_from(file: Path) -> RoundRequest:
 
 
 def readable(folder: Path) -> list[str]:
-    """Every file of the data folder that can be opened, the folder itself, and how other processes were started."""
+    """Every file of the data folder that can be opened, the folder itself, and how others' processes were started."""
     got = []
     names = ("interactions.csv", "items.csv", "domain.toml", "policy.toml", "ledger.db", "ledger.key", "ledger.secret")
     for file in (*(folder / name for name in names), folder):
         with contextlib.suppress(OSError):
             got.append(f"{file.name}: {len(list(file.iterdir()) if file.is_dir() else file.read_bytes())}")
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
+        if process.name.isdigit():
             with contextlib.suppress(OSError):
+                if process.stat().st_uid == os.geteuid():
+                    continue  # of the node, and no secret to its own client
                 if b"vault" in (process / "cmdline").read_bytes() and (process / "environ").read_bytes():
                     got.append(f"environment of process {process.name}")
     return got
@@ -92,10 +95,8 @@ def raw_fields(question: Question) -> bytes:
     return question.SerializeToString() + lower
 
 
-def main() -> None:
-    """Try everything; print what came of it."""
-    address, folder, file = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    request = request_from(file)
+def attack(address: str, folder: Path, request: RoundRequest) -> dict[str, Any]:
+    """Try everything; what came of it."""
     got: dict[str, Any] = {"read": readable(folder), "written": writable(folder), "answers": {}, "refusals": {}}
     vault = remote_vault({"vault": address})
     got["described"] = str(vault.describe())
@@ -104,7 +105,7 @@ def main() -> None:
         got["refusals" if reply.refusal else "answers"][what] = reply.refusal or sorted(reply.arrays or reply.values)
     got["epsilon"] = vault.budget().epsilon
     got["methods"] = raw_methods(address, request)
-    sys.stdout.write(json.dumps(got) + "\n")
+    return got
 
 
 def raw_methods(address: str, request: RoundRequest) -> dict[str, str]:
@@ -131,6 +132,12 @@ def raw_methods(address: str, request: RoundRequest) -> dict[str, str]:
             line.settimeout(2)
             got["http"] = line.recv(100_000).hex()
     return got
+
+
+def main() -> None:
+    """Print what it got."""
+    address, folder, file = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    sys.stdout.write(json.dumps(attack(address, folder, request_from(file))) + "\n")
 
 
 if __name__ == "__main__":
