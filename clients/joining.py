@@ -37,6 +37,8 @@ _FLOWER = {
     "HF_HUB_OFFLINE": "1",
 }
 
+_NODE_DEATHS, _NODE_DELAY = 30, 5.0  # in a row, and seconds at most between two of them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Membership:
@@ -153,6 +155,9 @@ def node_part(member: Membership, vault: str) -> Part:
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
         },
         user=member.user,
+        # After a kill the SuperLink lets no node of this key in until it has missed its heartbeats, a minute later.
+        most_deaths=_NODE_DEATHS,
+        longest_delay=_NODE_DELAY,
     )
 
 

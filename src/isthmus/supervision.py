@@ -35,9 +35,8 @@ _TICK = 0.1  # seconds between two looks at the programs
 _READY_SECONDS = 120.0  # that a program may take until it is ready, on a busy machine
 _STOP_SECONDS = 10.0  # between being asked to end and being killed
 _LONGEST_STOP = 60.0  # seconds, of all of them
-_FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0  # seconds before a program that died is started again; doubles each time
+_FIRST_DELAY = 0.5  # seconds before a program that died is started again; doubles each time
 _SETTLED = 60.0  # seconds after which a program counts as healthy again
-_MOST_DEATHS = 8  # in a row
 _LOG_BYTES = 20_000_000  # above which a log is put aside when its program is started
 
 OPEN = re.compile(r"PATH|LANG|LC_\w+|TZ|TMPDIR|LD_\w+|PYTHON\w+|FLWR_\w+|SSL_CERT_\w+|(https?|no)_proxy", re.IGNORECASE)
@@ -61,6 +60,8 @@ class Part:
         files: Most files and connections that it may have open; 0 for no limit of ours.
         reload: Whether SIGHUP starts it again, for what it read when it started.
         user: Ids of the user and the group that it runs as; this process's where absent.
+        most_deaths: In a row, after which it is started again; one more ends the whole.
+        longest_delay: Before it is started again, in seconds.
     """
 
     name: str
@@ -71,6 +72,8 @@ class Part:
     files: int = 0
     reload: bool = False
     user: tuple[int, int] | None = None
+    most_deaths: int = 8
+    longest_delay: float = 30.0
 
 
 @dataclass
@@ -213,12 +216,12 @@ def _look_after(children: Sequence[_Child], signals: _Signals, note: Callable[[]
             child.stop()  # what it started and left behind
             child.process = None
             child.deaths += 1
-            if child.deaths > _MOST_DEATHS:
+            if child.deaths > child.part.most_deaths:
                 raise RunError(
                     f"{child.part.name} died {child.deaths} times in a row, the last time with code {code}. The end of "
                     f"{child.log}:\n{_end(child)}"
                 )
-            delay = min(_FIRST_DELAY * 2 ** (child.deaths - 1), _LONGEST_DELAY)
+            delay = min(_FIRST_DELAY * 2 ** (child.deaths - 1), child.part.longest_delay)
             child.due = now + delay
             _LOG.warning("%s: ended with code %d; starting it again in %.1f s", child.part.name, code, delay)
             note()

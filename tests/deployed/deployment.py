@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from tests.other_user import ROOT, as_user
 from tests.server.deploy.conftest import new_server
+from tests.server.deploy.running import below
 
 from isthmus.privacy.reading import Books, read_ledger
 from isthmus.server.deploy.settings import ServerConfig
@@ -110,22 +111,42 @@ class Deployment:
 
     def call(self, *words: object, code: int = 0) -> str:
         """Run a command in the coordinator's folder to its end; what it says."""
+        return self.ended(self.begin(*words), code=code)
+
+    def begin(self, *words: object) -> "subprocess.Popen[bytes]":
+        """Start a command in the coordinator's folder; `ended` waits for it."""
         assert self.config is not None
-        done = subprocess.run(
-            [*ISTHMUS, *map(str, words)],
+        command = [*ISTHMUS, *map(str, words)]
+        process = subprocess.Popen(
+            command,
             cwd=self.config.folder,
             env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
-        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
-        return done.stdout + done.stderr
+        self.processes[f"command {process.pid}"] = process
+        return process
+
+    def ended(self, process: "subprocess.Popen[bytes]", *, code: int = 0) -> str:
+        """Wait until a command has ended, with this exit code; what it said."""
+        said = process.communicate()[0].decode()
+        del self.processes[f"command {process.pid}"]
+        assert process.returncode == code, f"{process.args!r}: {process.returncode}\n{said}\n{self.logs()}"
+        return said
 
     def pid(self, name: str, part: str) -> int:
         """Process id of one of the programs that a command keeps running."""
         found = next(one for one in self._noted(name)["parts"] if one["name"] == part)
         return int(found["pid"])
+
+    def serverapp(self) -> int:
+        """Process id of the run's ServerApp, which the SuperExec has started."""
+        return next(
+            pid
+            for pid in below(self.pid("coordinator", "superexec"))
+            if b"flwr-serverapp" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
 
     def kill(self, name: str, part: str | None = None) -> None:
         """As `kill -9` does: one program, or the command itself."""

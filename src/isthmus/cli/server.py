@@ -198,7 +198,7 @@ def run(  # noqa: PLR0913, PLR0917 - options
     detach: Annotated[bool, typer.Option("--detach", help="Start it and return; `status` and `log` show it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a run on the coordinator that is up, and report each round; exit 1 if it does not come to its end.
+    """Start a run on the coordinator that is up, and report each round; exit 2 if it does not come to its end.
 
     FEDERATION is a federation file; its domains are who is connected, not the folders that it names. Ctrl-C stops only
     the reporting: the run goes on.
