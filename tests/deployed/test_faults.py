@@ -10,6 +10,7 @@ round). A coordinator whose clock is off is to its nodes what nodes are whose cl
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -81,7 +82,7 @@ def online(deployed: Deployment, name: str) -> bool:
 def refusals(deployed: Deployment) -> int:
     """How often the SuperLink has refused to let a node in."""
     log = of(deployed).state_folder / "logs" / "superlink.log"
-    return log.read_text().count('"POST /v1/fleet/activate-node HTTP/1.1" 401')
+    return len(re.findall(r'"POST /v1/fleet/activate-node HTTP/1.1" 4\d\d', log.read_text()))
 
 
 def refused(deployed: Deployment, nodes: Nodes, name: str, before: int) -> None:
