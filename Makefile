@@ -15,7 +15,8 @@ demo: install ## install, run the main job on the built-in demo federation, say 
 	$(BIN)/isthmus simulate
 
 test: install ## all tests, the slow ones and those on real data included
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not deployed"
+	$(BIN)/python -m pytest -m deployed
 
 check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/ruff check .

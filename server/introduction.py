@@ -48,7 +48,7 @@ class Meeting:
         self._grid, self._heads, self._patience = grid, heads, patience
         signature = sign_request(request.digest(Kind.CATALOGUE), heads.keys)
         self._request = replace(request, coordinator=heads.keys.public.hex(), signature=signature)
-        self._pending: list[str] = []  # ids of introductions that nobody has answered yet
+        self._pending: dict[str, Message] = {}  # introductions that nobody has answered yet, by their ids
         self._asked: dict[int, float] = {}  # when each node was asked last, by the monotonic clock
         self._refusals: dict[int, str] = {}  # why a node that answered does not take part
         self._errors: dict[int, str] = {}  # why a node could not answer
@@ -86,7 +86,7 @@ class Meeting:
         self._asked |= dict.fromkeys(strangers, now)
         ask = self._request.to_records()
         kind = f"{MessageType.QUERY}.{Kind.CATALOGUE}"
-        self._pending += push(self._grid, [Message(ask, node, kind) for node in strangers], self._patience)
+        self._pending |= push(self._grid, [Message(ask, node, kind) for node in strangers], self._patience)
 
     def _hear(self, message: Message, online: set[int]) -> None:
         """Put a node on the roster, or say why not."""

@@ -57,19 +57,25 @@ def exchange(grid: Grid, messages: Iterable[Message], patience: Patience) -> lis
     return replies
 
 
-def push(grid: Grid, messages: list[Message], patience: Patience) -> list[str]:
-    """Send messages that live no longer than an exchange may take; ids of those that Flower took."""
+def push(grid: Grid, messages: list[Message], patience: Patience) -> dict[str, Message]:
+    """Send messages that live no longer than an exchange may take; those that Flower took, by their ids."""
     if patience.deadline is not None:
         for message in messages:
             message.metadata.ttl = patience.deadline
-    return [message for message in grid.push_messages(messages) if message]
+    return {taken: message for taken, message in zip(grid.push_messages(messages), messages, strict=True) if taken}
 
 
-def pull(grid: Grid, pending: list[str]) -> list[Message]:
-    """Take the replies that are there, and what they answer off the list; a second answer to one message is dropped."""
+def pull(grid: Grid, pending: dict[str, Message]) -> list[Message]:
+    """Take the replies that are there, and what they answer away; a second answer to one message is dropped.
+
+    Where the SuperLink answers in a node's place (it is not connected any more, or the message expired), the reply is
+    made that node's: it says in the SuperLink's words why there is none.
+    """
     replies = []
-    for reply in grid.pull_messages(pending) if pending else ():
-        if reply.metadata.reply_to_message_id in pending:
-            pending.remove(reply.metadata.reply_to_message_id)
-            replies.append(reply)
+    for reply in grid.pull_messages(list(pending)) if pending else ():
+        question = pending.pop(reply.metadata.reply_to_message_id, None)
+        if question is None:
+            continue
+        elsewhere = reply.metadata.src_node_id != question.metadata.dst_node_id
+        replies.append(Message(reply.error, reply_to=question) if reply.has_error() and elsewhere else reply)
     return replies

@@ -42,6 +42,7 @@ evaluate_every = 0
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.deployed,
     needs_root,
     pytest.mark.skipif(shutil.which("ip") is None, reason="network namespaces need `ip`"),
 ]

@@ -23,7 +23,7 @@ NOBODY = 65534
 SEED = 5
 ROUNDS = 3
 
-pytestmark = [pytest.mark.slow, needs_root]
+pytestmark = [pytest.mark.slow, pytest.mark.deployed, needs_root]
 
 FEDERATION = """name = "three"
 domains = ["../office", "../industrial", "../yelp"]

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 SECRET = "correct horse"  # noqa: S105 - of nobody
 USERS = {"books": 65534, "games": 1}
 
-pytestmark = [pytest.mark.slow, needs_root]
+pytestmark = [pytest.mark.slow, pytest.mark.deployed, needs_root]
 
 
 def hostile(folders: dict[str, Path]) -> Bundle:

@@ -246,3 +246,21 @@ def test_a_second_answer_to_one_message_is_dropped(file: Path, tmp_path: Path) -
     """A run in which every reply is there twice is the run in which it is there once."""
     twice = run_script(file, Gains({}), tmp_path / "a", grid_type=Doubling, patience=SHORT)[-1]
     assert_equal(twice, run_script(file, Gains({}), tmp_path / "b")[-1])
+
+
+class Lost(Flaky):
+    """The SuperLink answers round 2 in the place of `games`, whose node does not report to it any more."""
+
+    def _deliver(self, message_id: str, message: Message) -> None:
+        super()._deliver(message_id, message)
+        if self.round == 2 and message.metadata.dst_node_id == SECOND:
+            said = Message(Error(code=3, reason="Node Unavailable"), reply_to=message)
+            said.metadata.__dict__["_src_node_id"] = 1  # Flower's number of itself
+            self._replies[message_id] = said
+
+
+def test_a_node_that_is_lost_in_a_round_is_said_to_be(file: Path, tmp_path: Path) -> None:
+    """At once and in the SuperLink's words: nobody waits for the deadline, and nobody says that it was waited for."""
+    history = run_script(file, Gains({}), tmp_path, grid_type=Lost, patience=SHORT)[-1].history
+    assert [record.outcomes["games"].status for record in history] == [OK, FAILED, OK, OK]
+    assert history[1].outcomes["games"].reason == "Node Unavailable"

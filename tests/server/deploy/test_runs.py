@@ -59,18 +59,15 @@ class Nodes:
     config: ServerConfig
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
-    def start(self, name: str, **settings: float) -> None:
-        """Register a node, unless it is known, and let it connect to the public port, unless it is there."""
+    def start(self, name: str, *, authority: Path | None = None, **settings: float | str) -> None:
+        """Register a node, unless it has a key, and let it connect to the public port, unless it is there."""
         if name in self.processes and self.processes[name].poll() is None:
             return
-        key = self.config.folder / name
-        if not key.with_suffix(".key").exists():
-            make_node_key(key)
-            call(self.config.folder, "server", "nodes", "add", name, "--key", f"{key}.pub")
+        key = self.register(name)
         words = {"domain": f'"{name}"', "step": STEPS.get(name, 0.01), **settings}
         command = [
             *(str(Path(sys.executable).parent / "flower-supernode"), "--superlink", self.config.public),
-            *("--root-certificates", str(self.config.certificates_folder / "ca.crt")),
+            *("--root-certificates", str(authority or self.config.certificates_folder / "ca.crt")),
             *("--auth-supernode-private-key", f"{key}.key", "--port", str(free_ports(1)[0])),
             *("--node-config", " ".join(f"{word}={value}" for word, value in words.items())),
         ]
@@ -83,6 +80,14 @@ class Nodes:
         }
         with (self.config.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def register(self, name: str) -> Path:
+        """Add a node's key, unless it has one; returns where it is, without its ending."""
+        key = self.config.folder / name
+        if not key.with_suffix(".key").exists():
+            make_node_key(key)
+            call(self.config.folder, "server", "nodes", "add", name, "--key", f"{key}.pub")
+        return key
 
     def stop(self) -> None:
         """End all of them."""
@@ -128,6 +133,7 @@ def over(config: ServerConfig) -> Progress:
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_happened(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
@@ -169,6 +175,7 @@ def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_hap
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_round_goes_on_without_a_slow_node_though_the_superlink_is_killed(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
@@ -204,6 +211,7 @@ def _online(config: ServerConfig) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_run_cannot_go_on_with_another_federation_file(config: ServerConfig, file: Path, tmp_path: Path) -> None:
     """It would be another run."""
     changed = tmp_path / "federation.toml"
