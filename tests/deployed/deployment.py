@@ -28,6 +28,7 @@ from tests.other_user import ROOT, as_user
 from tests.server.deploy.conftest import new_server
 from tests.server.deploy.running import below
 
+from isthmus.errors import RunError
 from isthmus.privacy.reading import Books, read_ledger
 from isthmus.server.deploy.settings import ServerConfig
 
@@ -198,10 +199,10 @@ class Deployment:
 
 
 def eventually(happens: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until something is so."""
+    """Wait until something is so; a coordinator that does not answer for a while is no answer."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        with contextlib.suppress(OSError, StopIteration, ValueError, TypeError):
+        with contextlib.suppress(OSError, StopIteration, ValueError, TypeError, RunError):
             if happens():
                 return
         time.sleep(0.1)

@@ -197,12 +197,14 @@ def test_a_round_goes_on_without_a_slow_node_though_the_superlink_is_killed(
         os.kill(up.part("superlink")["pid"], signal.SIGKILL)  # the run goes on when it is back
         ended = over(config)
         assert ended.state is not None
-        assert ended.state.history[1].outcomes["games"].reason == "no answer within 20 s"
+        # Ours, or Flower's about a message that expired at the same moment.
+        reason = ended.state.history[1].outcomes["games"].reason
+        assert reason == "no answer within 20 s" or "Message Unavailable" in reason
         assert ended.state.history[1].outcomes["books"].status == "ok"
         assert ended.flower is not None
         assert ended.flower.result == "completed"
         log = call(config.folder, "server", "log")
-        assert "round 2: books ok, games error (no answer within 20 s)" in log
+        assert f"round 2: books ok, games error ({reason})" in log
 
 
 def _online(config: ServerConfig) -> set[str]:
