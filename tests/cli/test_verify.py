@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tests.building import build
 from tests.cli.called import Caller
 from tests.privacy.audited import Federation
 
@@ -110,11 +111,7 @@ def test_nothing_heavy_is_imported(books: Federation, command: list[str]) -> Non
 @pytest.mark.slow
 def test_it_runs_where_only_its_requirements_are_installed(books: Federation, tmp_path: Path) -> None:
     """The wheel without dependencies, and what docs/verify-requirements.txt names: no torch, no flwr, and it works."""
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
+    build(tmp_path / "dist", "--wheel")
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     wheel = next((tmp_path / "dist").glob("*.whl"))
