@@ -15,7 +15,7 @@ def isthmus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Caller(monkeypatch, capsys)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """A federation's books that are in order; not to be changed."""
     return everyday(tmp_path_factory.mktemp("everyday"))

@@ -13,7 +13,7 @@ from isthmus.server.deploy.settings import ServerConfig, load_server, write_serv
 SOURCES = Path(__file__).parents[3] / "src"
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     """Child processes import this checkout, and nothing phones home."""
     with pytest.MonkeyPatch.context() as patch:
