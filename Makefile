@@ -9,6 +9,8 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
+DEPLOYED := tests/deployed/test_kills.py tests/deployed tests/server/deploy/test_runs.py
+
 .PHONY: demo test check bench proto install clean
 
 demo: install ## install, run the main job on the built-in demo federation, say where the report is
@@ -16,8 +18,10 @@ demo: install ## install, run the main job on the built-in demo federation, say 
 
 test: install ## all tests, the slow ones and those on real data included
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not deployed"
-	@# Real processes against real clocks: what failed is run once more, in sight; what fails twice has failed.
-	$(BIN)/python -m pytest -m deployed || $(BIN)/python -m pytest -m deployed --last-failed --last-failed-no-failures none
+	@# Real processes against real clocks, two federations at a time, the longest first: most of it is waiting. What failed
+	@# is run once more, one at a time and in sight; what fails twice has failed.
+	$(BIN)/python -m pytest -m deployed --numprocesses 2 --dist loadgroup $(DEPLOYED) \
+		|| $(BIN)/python -m pytest -m deployed --last-failed --last-failed-no-failures none $(DEPLOYED)
 
 check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/ruff check .
