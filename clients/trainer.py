@@ -4,8 +4,8 @@
                          randomness=randomness)
 
 One record per user: a user's whole training history is one row, so clipping a row's gradient is
-clipping a user's. A step draws a Poisson batch of users, computes each user's gradient (Opacus
-hooks, `wrap_model=False`), clips it to C, sums, adds noise of standard deviation
+clipping a user's. A step draws a Poisson batch of users, clips each user's gradient to C (by the
+engine that the domain has chosen), sums, adds noise of standard deviation
 `noise_multiplier * C`, and divides by a public constant. The trainer knows nothing about Flower,
 the ledger or the head.
 
@@ -13,37 +13,37 @@ References: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, a
 et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018 (user level).
 """
 
-import warnings
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
-from torch.nn import functional
 
-from isthmus.backbone import Backbone, Positions, shared_parameters
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.clients.bookkeeping import BookKeeping
 from isthmus.clients.data import Histories
+from isthmus.clients.gradients import Engine, Losses, OpacusHooks, UserGradients, require_separable
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import Rivals, find_rivals
-from isthmus.config import PrivacyPolicy, TrainingConfig
+from isthmus.config import DomainCompute, EngineName, PrivacyPolicy, TrainingConfig
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
 from isthmus.records import Arrays, Recipe
 
-_MICRO_BATCH = 256
-"""Users whose gradients are in memory at once; changes nothing but memory."""
+_LOOKED_AT, _TRIED = 50, 3
+"""Users among whom some are found to try an engine on, and how many those are."""
+_MICRO_BATCH = 2048
+"""Positions, padding included, that are worked on at once; changes nothing but memory and time."""
 
 
-@register_grad_sampler(Positions)  # type: ignore[untyped-decorator]
-def _positions_gradient(layer: Positions, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Each user's gradient of the position table: the gradient of its positions, zero beyond its history."""
-    del activations
-    missing = layer.weight.shape[0] - backprops.shape[1]
-    return {layer.weight: functional.pad(backprops, (0, 0, 0, missing))}
+ENGINES: dict[EngineName, Callable[[nn.Module], Engine]] = {
+    EngineName.BOOKKEEPING: BookKeeping,
+    EngineName.OPACUS: OpacusHooks,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,10 @@ class Batch:
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with our noise, our divisor, and users without a usable gradient left out.
+    """Opacus' optimizer with our clipping, our noise and our divisor, for users' gradients of either engine.
+
+        optimizer.accumulate(gradients)     # as often as a batch has parts
+        optimizer.step()                    # noise, divisor, step hook, step
 
     Guarantees:
         - Each user adds a vector of L2 norm at most C to the sum; a user whose gradient holds a NaN or an
@@ -98,15 +101,33 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._randomness = randomness
+        self.zero_grad(set_to_none=True)
 
-    def clip_and_accumulate(self) -> None:
-        """Clip each user's gradient and add it to the sum."""
-        # A sum is finite only if every term is, and much cheaper to look at than the terms.
-        finite = torch.stack([sample.flatten(1).sum(dim=1) for sample in self.grad_samples]).isfinite().all(dim=0)
-        if not finite.all():
-            for parameter in self.params:
-                parameter.grad_sample[~finite] = 0.0
-        super().clip_and_accumulate()
+    def zero_grad(self, set_to_none: bool = False) -> None:  # noqa: FBT001, FBT002 - torch's own signature
+        """Forget the sum."""
+        super().zero_grad(set_to_none)
+        for parameter in self.params:
+            parameter.summed_grad = torch.zeros_like(parameter)
+
+    def accumulate(self, gradients: UserGradients) -> None:
+        """Clip some users' gradients and add them to the sum: what leaves was in here, or was never looked at."""
+        factors = self.clipped(gradients.norms())
+        for parameter, total in zip(self.params, gradients.weighted_sum(factors), strict=True):
+            parameter.summed_grad += total
+
+    def clipped(self, norms: Tensor) -> Tensor:
+        """(users,) norms to the factors that make each at most C; 0 where a norm is not finite."""
+        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """What has to happen to the sum before it may move a parameter."""
+        del closure
+        self.add_noise()
+        self.scale_grad()
+        if self.step_hook:
+            self.step_hook(self)
+        return True
 
     def add_noise(self) -> None:
         """Add Gaussian noise of standard deviation `noise_multiplier * C` to every coordinate of the sum.
@@ -119,6 +140,11 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         parts = torch.split(noisy, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view(parameter.shape)
+
+    def scale_grad(self) -> None:
+        """Divide by the public constant."""
+        for parameter in self.params:
+            parameter.grad /= self.expected_batch_size
 
 
 def make_training_set(histories: Histories, features: NDArray[np.float32], recipe: Recipe) -> TrainingSet:
@@ -149,6 +175,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
     plan: DpSgdPlan,
     proximal_mu: float,
     randomness: Randomness,
+    compute: DomainCompute = DomainCompute(),  # noqa: B008 - frozen
 ) -> Arrays:
     """Train a copy of the shared parameters for one round, privately.
 
@@ -160,6 +187,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
         plan: How much noise.
         proximal_mu: FedProx's pull towards the shared parameters; applied after the noise.
         randomness: Batches and noise.
+        compute: Which engine computes it; changes nothing beyond rounding.
 
     Returns:
         The update, new minus shared parameters, by name.
@@ -172,19 +200,21 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
     before = {name: parameter.detach().clone() for name, parameter in shared.items()}
     sgd = torch.optim.SGD(shared.values(), lr=training.learning_rate, momentum=training.momentum)
     optimizer = PrivateOptimizer(sgd, plan=plan, policy=policy, randomness=randomness)
-    hooks = GradSampleHooks(backbone, loss_reduction="sum")
-    try:
+    make = ENGINES[compute.engine]
+    _require_separable(make, backbone, users, training)
+    with make(backbone) as engine:
         for _ in range(policy.steps_per_round):
             # 1. Who is in the batch: every user alike, whether or not there is something to learn from them.
             chosen = np.flatnonzero(randomness.bernoulli(len(users.histories), policy.sample_rate))
             # 2. Clipped sum over the batch, some users at a time.
-            _accumulate(backbone, optimizer, users, chosen=chosen, training=training)
+            for some in _micro_batches(users.histories, chosen, positions=backbone.config.positions):
+                batch = make_batch(users, some, positions=backbone.config.positions, losses=training.positions)
+                losses = functools.partial(user_losses, backbone, users, batch, training.temperature)
+                optimizer.accumulate(engine.gradients(losses))
             # 3. Noise, the public divisor, then what needs no data.
             optimizer.attach_step_hook(_Proximal(shared, before, proximal_mu))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    finally:
-        hooks.cleanup()
     return {name: (parameter.detach() - before[name]).numpy() for name, parameter in shared.items()}
 
 
@@ -232,36 +262,35 @@ def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int,
     return Batch(history=torch.from_numpy(history), event=torch.from_numpy(event), weight=torch.from_numpy(weight))
 
 
-def _accumulate(
-    backbone: Backbone,
-    optimizer: PrivateOptimizer,
-    users: TrainingSet,
-    *,
-    chosen: NDArray[np.int64],
-    training: TrainingConfig,
+def _require_separable(
+    make: Callable[[nn.Module], Engine], backbone: Backbone, users: TrainingSet, training: TrainingConfig
 ) -> None:
-    """Leave the optimizer with the last users' gradients computed and all earlier ones clipped and summed."""
-    for micro, last in _micro_batches(chosen):
-        if len(micro):
-            batch = make_batch(users, micro, positions=backbone.config.positions, losses=training.positions)
-            losses = user_losses(backbone, users, batch, training.temperature)
-            with warnings.catch_warnings():  # item features are frozen: no gradient of the adaptor's input is right
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-        else:
-            for parameter in optimizer.params:
-                parameter.grad_sample = torch.zeros((0, *parameter.shape), dtype=parameter.dtype)
-        if not last:
-            optimizer.signal_skip_step(do_skip=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    """Try the engine on the first few users that have something to learn from; nothing of them is kept."""
+    first = np.flatnonzero(np.diff(users.histories.offsets[: _LOOKED_AT + 1]) > 1)
+    batch = make_batch(users, first, positions=backbone.config.positions, losses=training.positions)
+    learning = np.flatnonzero(batch.weight.sum(dim=1).numpy() > 0)[:_TRIED]
+
+    def losses(places: Sequence[int]) -> Losses:
+        some = make_batch(
+            users, first[learning[list(places)]], positions=backbone.config.positions, losses=training.positions
+        )
+        return functools.partial(user_losses, backbone, users, some, training.temperature)
+
+    require_separable(make, backbone, losses, len(learning))
 
 
-def _micro_batches(chosen: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], bool]]:
-    """Pieces of a batch, at least one, each with whether it is the last."""
-    starts = range(0, max(len(chosen), 1), _MICRO_BATCH)
-    for start in starts:
-        yield chosen[start : start + _MICRO_BATCH], start == starts[-1]
+def _micro_batches(histories: Histories, chosen: NDArray[np.int64], *, positions: int) -> Iterator[NDArray[np.int64]]:
+    """Pieces of a batch, users with histories of like length together, so that little of a piece is padding."""
+    lengths = np.minimum(np.diff(histories.offsets)[chosen], positions + 1)
+    order = chosen[np.argsort(lengths, kind="stable")]
+    start = 0
+    widths = np.sort(lengths)
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * widths[stop] <= _MICRO_BATCH:
+            stop += 1
+        yield order[start:stop]
+        start = stop
 
 
 @dataclass(frozen=True)

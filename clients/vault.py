@@ -261,6 +261,7 @@ class Vault(Answering):
             plan=self.plan,
             proximal_mu=request.proximal_mu,
             randomness=randomness,
+            compute=self.config.compute,
         )
         return Payload(arrays=update)
 

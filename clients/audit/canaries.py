@@ -20,7 +20,6 @@ Estimation for Federated Learning", ICLR 2024 (canary gradients); the bounds are
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +38,7 @@ from isthmus.clients.audit.evidence import (
     measure_noise,
     noise_checks,
 )
+from isthmus.clients.gradients import Samples
 from isthmus.config import BackboneConfig, PrivacyPolicy
 from isthmus.errors import ConfigError
 from isthmus.privacy.accounting import epsilon
@@ -221,12 +221,11 @@ def _run(  # noqa: PLR0913 - what a run of the optimizer needs, keyword-only
     moved: list[list[NDArray[np.float64]]] = [[] for _ in tensors]
     for _ in range(steps):
         chosen = users[randomness.bernoulli(len(users), policy.sample_rate)]
-        for batch, last in _micro_batches(chosen):
-            _set_gradients(tensors, canaries, batch, length=LENGTH * policy.clip)
-            if not last:
-                optimizer.signal_skip_step(do_skip=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(chosen), _MICRO_BATCH):
+            batch = chosen[start : start + _MICRO_BATCH]
+            optimizer.accumulate(_gradients(tensors, canaries, batch, length=LENGTH * policy.clip))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         for tensor, log in zip(tensors, moved, strict=True):
             log.append(-tensor.detach().double().flatten().numpy())
             with torch.no_grad():
@@ -234,21 +233,15 @@ def _run(  # noqa: PLR0913 - what a run of the optimizer needs, keyword-only
     return [np.stack(log) for log in moved]
 
 
-def _micro_batches(chosen: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], bool]]:
-    """Pieces of a batch, at least one, each with whether it is the last."""
-    for start in range(0, max(len(chosen), 1), _MICRO_BATCH):
-        yield chosen[start : start + _MICRO_BATCH], start + _MICRO_BATCH >= len(chosen)
-
-
-def _set_gradients(
-    tensors: list[nn.Parameter], canaries: _Canaries, batch: NDArray[np.int64], *, length: float
-) -> None:
-    """Give every tensor its (users, *shape) gradients: each canary's, on its own coordinate, is `length` long."""
+def _gradients(tensors: list[nn.Parameter], canaries: _Canaries, batch: NDArray[np.int64], *, length: float) -> Samples:
+    """Of each tensor (users, *shape) gradients: each canary's, on its own coordinate, is `length` long."""
+    samples = []
     for number, tensor in enumerate(tensors):
         gradients = torch.zeros((len(batch), tensor.numel()))
         mine = np.flatnonzero(canaries.tensor[batch] == number)
         gradients[torch.from_numpy(mine), torch.from_numpy(canaries.place[batch[mine]])] = length
-        tensor.grad_sample = gradients.view(len(batch), *tensor.shape)  # type: ignore[attr-defined]
+        samples.append(gradients.view(len(batch), *tensor.shape))
+    return Samples(samples)
 
 
 def _contribution_check(scores: NDArray[np.float64], *, policy: PrivacyPolicy, steps: int, stddev: float) -> Check:

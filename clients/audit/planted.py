@@ -14,19 +14,18 @@ assumes), and the divisor fits the number of planted users (it changes no guaran
 Reference: Nasr et al., "Tight Auditing of Differentially Private Machine Learning", USENIX Security 2023 (white box).
 """
 
+import functools
 import math
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone
 from isthmus.clients.audit.evidence import (
     Evidence,
     TensorNoise,
@@ -37,6 +36,7 @@ from isthmus.clients.audit.evidence import (
     release_check,
 )
 from isthmus.clients.audit.made_up import Transcript, make_up_users, public_titles, run_vault
+from isthmus.clients.gradients import OpacusHooks
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
 from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, TrainingConfig
 from isthmus.privacy.empirical import area_under_curve, audit_scores, operating_point
@@ -213,17 +213,10 @@ def _raw_gradients(
     backbone: Backbone, users: TrainingSet, training: TrainingConfig, chosen: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(chosen, parameters) gradients of users' losses, unclipped."""
-    hooks = GradSampleHooks(backbone, loss_reduction="sum")
-    try:
-        batch = make_batch(users, chosen, positions=backbone.config.positions, losses=training.positions)
-        with warnings.catch_warnings():  # item features are frozen: no gradient of the adaptor's input is right
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            user_losses(backbone, users, batch, training.temperature).sum().backward()  # type: ignore[no-untyped-call]
-        parameters = shared_parameters(backbone).values()
-        samples = [parameter.grad_sample.flatten(1) for parameter in parameters]  # type: ignore[attr-defined]
-        return torch.cat(samples, dim=1).double().numpy()
-    finally:
-        hooks.cleanup()
+    batch = make_batch(users, chosen, positions=backbone.config.positions, losses=training.positions)
+    with OpacusHooks(backbone) as engine:
+        found = engine.gradients(functools.partial(user_losses, backbone, users, batch, training.temperature))
+    return torch.cat([sample.flatten(1) for sample in found.samples], dim=1).double().numpy()
 
 
 def _log_odds(

@@ -143,6 +143,23 @@ class PrivacyPolicy(Section):
     metric_noise_multiplier: Annotated[float, Field(gt=0)]
 
 
+class EngineName(enum.StrEnum):
+    """How users' gradients are clipped; the sum is the same."""
+
+    BOOKKEEPING = "bookkeeping"
+    OPACUS = "opacus"
+
+
+class DomainCompute(Section):
+    """How a domain computes; nothing here changes what is released.
+
+    Attributes:
+        engine: `bookkeeping` (norms and clipped sums without any user's gradient), or `opacus`, the reference.
+    """
+
+    engine: Annotated[EngineName, Field(strict=False)] = EngineName.BOOKKEEPING
+
+
 class DomainConfig(Section):
     """One domain: where its tables are, how they are read, what may be spent on them."""
 
@@ -151,6 +168,7 @@ class DomainConfig(Section):
     items: Items
     split: Split = Split()
     privacy: PrivacyPolicy
+    compute: DomainCompute = DomainCompute()
     folder: Path = Field(default=Path(), exclude=True)
 
     @property

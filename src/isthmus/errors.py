@@ -4,6 +4,7 @@
     ├── ConfigError       a file or an argument says something impossible     exit 2
     ├── DataError         a table cannot be read as what it was declared      exit 2
     ├── RunError          a run folder, checkpoint or resume does not fit     exit 2
+    ├── EngineError       an engine cannot tell users' gradients apart exactly  exit 2
     └── Refused           a rule said no; nothing left the domain             exit 1
         ├── BudgetExhausted   the ledger has no room for what was asked
         ├── PolicyRefused     the business unit's own policy forbids it
@@ -30,6 +31,10 @@ class DataError(IsthmusError):
 
 class RunError(IsthmusError):
     """A run folder cannot be used as asked."""
+
+
+class EngineError(IsthmusError):
+    """Users' gradients of a module cannot be told apart exactly; nothing was trained."""
 
 
 class Refused(IsthmusError):  # noqa: N818 - a refusal is an answer, not a fault

@@ -25,7 +25,7 @@ from isthmus.clients import trainer
 from isthmus.clients.data import Histories
 from isthmus.clients.rivals import find_rivals
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
-from isthmus.config import BackboneConfig, FeatureConfig, PrivacyPolicy, TrainingConfig
+from isthmus.config import BackboneConfig, DomainCompute, EngineName, FeatureConfig, PrivacyPolicy, TrainingConfig
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.noise import Floats
 from isthmus.privacy.plan import DpSgdConfig, DpSgdPlan
@@ -87,16 +87,21 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The real round of training as a mechanism; a mutant replaces the optimizer or the loss."""
+    """The real round of training as a mechanism; a mutant replaces engine, optimizer or loss."""
 
+    engine: EngineName = EngineName.BOOKKEEPING
     optimizer: type[DPOptimizer] = PrivateOptimizer
     losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor] = user_losses
+    tried: bool = True
+    """Whether the round may first try whether users can be told apart; a mutant that cannot pass that goes without."""
 
     def __call__(self, case: Case) -> Tensor:
         """The sum that leaves."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer, "PrivateOptimizer", self.optimizer)
             patch.setattr(trainer, "user_losses", self.losses)
+            if not self.tried:
+                patch.setattr(trainer, "_require_separable", lambda *_: None)
             update = train_round(
                 copy.deepcopy(case.backbone),
                 case.users(),
@@ -105,6 +110,7 @@ class Served:
                 plan=PLAN,
                 proximal_mu=0.0,
                 randomness=Silent(case.chosen),
+                compute=DomainCompute(engine=self.engine),
             )
         flat = np.concatenate([tensor.ravel() for tensor in update.values()]).astype(np.float64)
         return torch.from_numpy(flat) * (-DIVISOR / TRAINING.learning_rate)

@@ -6,6 +6,7 @@ they have to fail.
 
 import copy
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
-from opacus.optimizers import DPOptimizer
 from tests.clients.sensitivity import (
     DIM,
     EXACT,
@@ -38,7 +37,10 @@ from torch.nn import functional
 
 from isthmus.backbone import Backbone
 from isthmus.clients import trainer
+from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, user_losses
+from isthmus.config import EngineName
+from isthmus.errors import EngineError
 
 
 def only(case: Case, user: int) -> Case:
@@ -46,24 +48,36 @@ def only(case: Case, user: int) -> Case:
     return dataclasses.replace(case, rows=(case.rows[user],), chosen=(True,))
 
 
-def accumulated(case: Case) -> Tensor:
+@dataclass(frozen=True)
+class Accumulated:
     """The sum inside the optimizer, after the last micro-batch was clipped."""
-    backbone = copy.deepcopy(case.backbone)
-    sgd = torch.optim.SGD(backbone.parameters(), lr=1.0)
-    optimizer = PrivateOptimizer(sgd, plan=PLAN, policy=policy_of(case), randomness=Silent(case.chosen))
-    hooks = GradSampleHooks(backbone, loss_reduction="sum")
-    chosen = np.flatnonzero(case.chosen)
-    trainer._accumulate(backbone, optimizer, case.users(), chosen=chosen, training=TRAINING)
-    optimizer.clip_and_accumulate()
-    hooks.cleanup()
-    return torch.cat([parameter.summed_grad.flatten().double() for parameter in optimizer.params])
+
+    engine: EngineName
+
+    def __call__(self, case: Case) -> Tensor:
+        """The sum."""
+        backbone = copy.deepcopy(case.backbone)
+        users = case.users()
+        sgd = torch.optim.SGD(backbone.parameters(), lr=1.0)
+        optimizer = PrivateOptimizer(sgd, plan=PLAN, policy=policy_of(case), randomness=Silent(case.chosen))
+        with trainer.ENGINES[self.engine](backbone) as engine:
+            for some in trainer._micro_batches(users.histories, np.flatnonzero(case.chosen), positions=SHAPE.positions):
+                batch = trainer.make_batch(users, some, positions=SHAPE.positions, losses=TRAINING.positions)
+                losses = functools.partial(user_losses, backbone, users, batch, TRAINING.temperature)
+                optimizer.accumulate(engine.gradients(losses))
+        return torch.cat([parameter.summed_grad.flatten().double() for parameter in optimizer.params])
 
 
+ENGINES = list(EngineName)
 RAGGED = [6, 3, 0, 9, 1, 2, 5, 4, 7, 5]
 """Empty, one event (nothing to predict), shorter and longer than the model's window."""
 
 
-@pytest.mark.parametrize("make_sum", [accumulated, Served()], ids=["inside", "released"])
+@pytest.mark.parametrize(
+    "make_sum",
+    [make(engine=engine) for make in (Accumulated, Served) for engine in ENGINES],
+    ids=[f"{what}-{engine}" for what in ("inside", "released") for engine in ENGINES],
+)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=0, max_size=7),
     seed=st.integers(0, 10_000),
@@ -81,34 +95,45 @@ def test_the_sum_is_the_loop_over_users(
     assert_matches_brute_force(make_sum, case, tolerance=SINGLE if single else EXACT)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
-def test_one_user_moves_the_sum_by_at_most_c(single: bool) -> None:
+def test_one_user_moves_the_sum_by_at_most_c(single: bool, engine: EngineName) -> None:
     """Every user is removed once; some of them are clipped, so the bound is met with equality."""
     case = make_case(RAGGED, seed=1, single=single)
-    assert_user_moves_at_most_c(Served(), case, tolerance=SINGLE)
+    assert_user_moves_at_most_c(Served(engine=engine), case, tolerance=SINGLE)
     longest = max(
         float(brute_force(dataclasses.replace(case, rows=(row,), chosen=(True,))).norm()) for row in case.rows
     )
     assert longest == pytest.approx(case.clip, rel=1e-4), "nobody is clipped: the bound was not tried"
 
 
-@pytest.mark.parametrize("size", [1, 3, 10])
-def test_micro_batches_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [1, 12, 2048])
+def test_micro_batches_change_nothing_but_memory(
+    monkeypatch: pytest.MonkeyPatch, size: int, engine: EngineName
+) -> None:
     """Batches that are larger than what is in memory, one that just fits, and users one at a time."""
     monkeypatch.setattr(trainer, "_MICRO_BATCH", size)
     case = make_case(RAGGED, seed=2)
-    assert_matches_brute_force(accumulated, case, tolerance=EXACT)
-    assert_matches_brute_force(Served(), case, tolerance=EXACT)
-    if size == 3:  # a removed user moves all later ones into other micro-batches
-        assert_user_moves_at_most_c(Served(), case, tolerance=EXACT)
+    assert_matches_brute_force(Accumulated(engine=engine), case, tolerance=EXACT)
+    assert_matches_brute_force(Served(engine=engine), case, tolerance=EXACT)
+    if size == 12:  # a removed user moves all longer ones into other micro-batches
+        assert_user_moves_at_most_c(Served(engine=engine), case, tolerance=EXACT)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lengths", [[], [4, 6], [1, 0, 1]], ids=["no users", "nobody chosen", "nothing to predict"])
-def test_an_empty_batch_adds_exactly_zero(lengths: list[int]) -> None:
+def test_an_empty_batch_adds_exactly_zero(lengths: list[int], engine: EngineName) -> None:
     """No user, none that was drawn, or none with anything to learn from: the sum is zero and nothing fails."""
     case = dataclasses.replace(make_case(lengths, seed=3), chosen=tuple(length < 2 for length in lengths))
-    assert not Served()(case).any()
-    assert not accumulated(case).any()
+    assert not Served(engine=engine)(case).any()
+    assert not Accumulated(engine=engine)(case).any()
+
+
+def user_of(case: Case, row: int) -> int:
+    """Where a user is in the one micro-batch: the shortest histories come first."""
+    lengths = np.minimum([len(one) for one in case.rows], SHAPE.positions + 1)
+    return int(np.flatnonzero(np.argsort(lengths, kind="stable") == row)[0])
 
 
 @dataclass(frozen=True)
@@ -126,23 +151,29 @@ class Scaled:
         return losses * torch.from_numpy(factors).to(losses.dtype)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("factor", [np.nan, np.inf, -np.inf])
-def test_a_user_without_a_usable_gradient_adds_zero_and_spoils_nobody(factor: float, single: bool) -> None:
+def test_a_user_without_a_usable_gradient_adds_zero_and_spoils_nobody(
+    factor: float, single: bool, engine: EngineName
+) -> None:
     """NaN and infinity are left out, the others' sum is what it is without that user."""
     case = make_case(RAGGED, seed=4, single=single)
-    poisoned = Served(losses=Scaled(3, factor))(case)
+    poisoned = Served(engine=engine, losses=Scaled(user_of(case, 3), factor), tried=False)(case)
     expected = brute_force(case.without(3))
     assert torch.isfinite(poisoned).all()
     assert float((poisoned - expected).norm()) <= (SINGLE if single else EXACT) * float(expected.norm())
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("factor", [1e6, 1e20, 1e38, 1e300])
-def test_an_enormous_gradient_still_adds_at_most_c(factor: float, single: bool) -> None:
+def test_an_enormous_gradient_still_adds_at_most_c(factor: float, single: bool, engine: EngineName) -> None:
     """Finite but huge gradients, where squares overflow in float32, move the sum by at most C."""
     case = make_case(RAGGED, seed=5, single=single)
-    moved = Served(losses=Scaled(3, factor))(case) - brute_force(case.without(3))
+    moved = Served(engine=engine, losses=Scaled(user_of(case, 3), factor), tried=False)(case) - brute_force(
+        case.without(3)
+    )
     assert float(moved.norm()) <= case.clip * (1 + 10 * SINGLE)
 
 
@@ -152,50 +183,50 @@ def test_an_enormous_gradient_still_adds_at_most_c(factor: float, single: bool) 
 class Forgetful(PrivateOptimizer):
     """Trains every parameter, and forgets the last one in the norm."""
 
-    def clip_and_accumulate(self) -> None:
+    def accumulate(self, gradients: UserGradients) -> None:
         """Norms before the last layer was there."""
-        squares = torch.stack([sample.flatten(1).square().sum(dim=1) for sample in self.grad_samples[:-1]])
-        factor = (self.max_grad_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
-        for parameter in self.params:
-            parameter.summed_grad = torch.einsum("i,i...", factor, parameter.grad_sample)
+        assert isinstance(gradients, Samples)
+        factors = self.clipped(Samples(gradients.samples[:-1]).norms())
+        for parameter, total in zip(self.params, gradients.weighted_sum(factors), strict=True):
+            parameter.summed_grad += total
 
 
 class Unclipped(PrivateOptimizer):
     """Sums what it gets."""
 
-    def clip_and_accumulate(self) -> None:
+    def clipped(self, norms: Tensor) -> Tensor:
         """No clipping."""
-        for parameter in self.params:
-            parameter.summed_grad = parameter.grad_sample.sum(dim=0)
+        return torch.ones_like(norms)
 
 
 class LateClipping(PrivateOptimizer):
     """Clips the mean of the batch, not the user."""
 
-    def clip_and_accumulate(self) -> None:
+    def accumulate(self, gradients: UserGradients) -> None:
         """Average first."""
-        users = max(len(self.grad_samples[0]), 1)
-        mean = [sample.sum(dim=0) / users for sample in self.grad_samples]
-        norm = torch.cat([gradient.flatten() for gradient in mean]).norm()
-        for parameter, gradient in zip(self.params, mean, strict=True):
-            parameter.summed_grad = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * users
+        users = max(len(gradients.norms()), 1)
+        total = gradients.weighted_sum(torch.ones(users))
+        norm = torch.cat([part.flatten() for part in total]).norm() / users
+        for parameter, part in zip(self.params, total, strict=True):
+            parameter.summed_grad += part * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 class CountingDivisor(PrivateOptimizer):
     """Divides by how many users the batch held."""
 
-    def scale_grad(self) -> None:
+    def accumulate(self, gradients: UserGradients) -> None:
         """A count, not the policy's constant."""
-        for parameter in self.params:
-            parameter.grad /= max(len(parameter.grad_sample), 1)
+        super().accumulate(gradients)
+        self.expected_batch_size = max(len(gradients.norms()), 1)
 
 
 class Unguarded(PrivateOptimizer):
-    """Opacus' own clipping, which knows no NaN."""
+    """Clipping that knows no NaN."""
 
-    def clip_and_accumulate(self) -> None:
+    def clipped(self, norms: Tensor) -> Tensor:
         """Without ours."""
-        DPOptimizer.clip_and_accumulate(self)
+        factors: Tensor = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        return factors
 
 
 def in_batch_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
@@ -237,10 +268,10 @@ def ghost_sum(case: Case) -> Tensor:
 
 
 MUTANTS = {
-    "a forgotten layer": Served(optimizer=Forgetful),
+    "a forgotten layer": Served(engine=EngineName.OPACUS, optimizer=Forgetful),
     "no clipping": Served(optimizer=Unclipped),
     "clipped after averaging": Served(optimizer=LateClipping),
-    "in-batch negatives": Served(losses=in_batch_losses),
+    "in-batch negatives": Served(engine=EngineName.OPACUS, losses=in_batch_losses, tried=False),
 }
 
 
@@ -267,7 +298,7 @@ def test_the_checks_catch_a_divisor_that_counts_the_batch() -> None:
 def test_the_checks_catch_an_optimizer_that_knows_no_nan() -> None:
     """Without our guard one user's NaN is everybody's."""
     case = make_case(RAGGED, seed=4)
-    assert torch.isnan(Served(optimizer=Unguarded, losses=Scaled(3, np.nan))(case)).all()
+    assert torch.isnan(Served(optimizer=Unguarded, losses=Scaled(3, np.nan), tried=False)(case)).all()
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -279,8 +310,19 @@ def test_the_checks_catch_ghost_clipping_of_tied_weights() -> None:
     tied = dataclasses.replace(untied, backbone=TiedBackbone(untied.backbone))
     alone = [float(ghost_sum(only(tied, user)).norm()) / tied.clip for user in range(len(tied.rows))]
     assert 1.01 < max(alone) < 3, "the under-clipping that is known of"
-    assert_user_moves_at_most_c(Served(), tied, tolerance=SINGLE)  # our mode would train a wrong model, not leak
+    untried = Served(engine=EngineName.OPACUS, tried=False)
+    assert_user_moves_at_most_c(untried, tied, tolerance=SINGLE)  # would train a wrong model, not leak
     with pytest.raises(AssertionError, match="moves the sum by"):
         assert_user_moves_at_most_c(ghost_sum, tied, tolerance=SINGLE)
     with pytest.raises(AssertionError, match="off by"):
         assert_matches_brute_force(ghost_sum, tied, tolerance=SINGLE)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_round_refuses_what_it_cannot_clip(engine: EngineName) -> None:
+    """In-batch negatives and a matrix that is tied by hand: an error before the first step, not a wrong sum."""
+    case = make_case([6, 3, 9, 5, 4, 7, 5, 8], seed=6)
+    with pytest.raises(EngineError, match="cannot be told apart"):
+        Served(engine=engine, losses=in_batch_losses)(case)
+    with pytest.raises(EngineError, match="cannot be told apart"):
+        Served(engine=engine)(dataclasses.replace(case, backbone=TiedBackbone(case.backbone)))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from isthmus.backbone import Backbone
 from isthmus.clients.evaluation import noisy_gain
+from isthmus.clients.gradients import UserGradients
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, train_round, user_losses
 from isthmus.config import PrivacyPolicy
 from isthmus.errors import BudgetExhausted, Refused
@@ -129,10 +130,10 @@ def check_poisson_sampling(randomness: Watched) -> None:
 class LengthDivisor(PrivateOptimizer):
     """Mutant: divides by the number of users that it saw."""
 
-    def clip_and_accumulate(self) -> None:
+    def accumulate(self, gradients: UserGradients) -> None:
         """Count, then clip."""
-        self.expected_batch_size = max(len(self.grad_samples[0]), 1)
-        super().clip_and_accumulate()
+        self.expected_batch_size = max(len(gradients.norms()), 1)
+        super().accumulate(gradients)
 
 
 def check_public_divisor(optimizer: type[PrivateOptimizer]) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from isthmus.clients import trainer
+from isthmus.clients.gradients import UserGradients
 from isthmus.clients.trainer import PrivateOptimizer
 from isthmus.privacy.noise import SeededRandomness
 
@@ -65,25 +67,22 @@ class HalvedTensor(PrivateOptimizer):
 class Unclipped(PrivateOptimizer):
     """Sums what it gets; the noise is still for C."""
 
-    def clip_and_accumulate(self) -> None:
-        """Clipped to infinity."""
-        clip, self.max_grad_norm = self.max_grad_norm, math.inf
-        super().clip_and_accumulate()
-        self.max_grad_norm = clip
+    def clipped(self, norms: Tensor) -> Tensor:
+        """As long as they are."""
+        return torch.ones_like(norms)
 
 
 class LateClipping(PrivateOptimizer):
     """Clips the mean of the batch, not the user."""
 
-    def clip_and_accumulate(self) -> None:
+    def accumulate(self, gradients: UserGradients) -> None:
         """Average first."""
-        users = max(len(self.grad_samples[0]), 1)
-        mean = [sample.sum(dim=0) / users for sample in self.grad_samples]
-        norm = torch.cat([gradient.flatten() for gradient in mean]).norm()
-        factor = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * users
-        for parameter, gradient in zip(self.params, mean, strict=True):
-            before = 0.0 if parameter.summed_grad is None else parameter.summed_grad
-            parameter.summed_grad = before + gradient * factor
+        users = len(gradients.norms())
+        total = gradients.weighted_sum(torch.ones(users))
+        norm = torch.cat([part.flatten() for part in total]).norm() / max(users, 1)
+        factor = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        for parameter, part in zip(self.params, total, strict=True):
+            parameter.summed_grad += part * factor
 
 
 class StaleNoise(PrivateOptimizer):
