@@ -207,8 +207,9 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
             # 1. Who is in the batch: every user alike, whether or not there is something to learn from them.
             chosen = np.flatnonzero(randomness.bernoulli(len(users.histories), policy.sample_rate))
             # 2. Clipped sum over the batch, some users at a time.
-            for some in _micro_batches(users.histories, chosen, positions=backbone.config.positions):
-                batch = make_batch(users, some, positions=backbone.config.positions, losses=training.positions)
+            lengths = np.minimum(users.histories.lengths()[chosen], backbone.config.positions)
+            for some in micro_batches(lengths):
+                batch = make_batch(users, chosen[some], positions=backbone.config.positions, losses=training.positions)
                 losses = functools.partial(user_losses, backbone, users, batch, training.temperature)
                 optimizer.accumulate(engine.gradients(losses))
             # 3. Noise, the public divisor, then what needs no data.
@@ -279,15 +280,20 @@ def _require_separable(
     require_separable(make, backbone, losses, len(learning))
 
 
-def _micro_batches(histories: Histories, chosen: NDArray[np.int64], *, positions: int) -> Iterator[NDArray[np.int64]]:
-    """Pieces of a batch, users with histories of like length together, so that little of a piece is padding."""
-    lengths = np.minimum(np.diff(histories.offsets)[chosen], positions + 1)
-    order = chosen[np.argsort(lengths, kind="stable")]
+def micro_batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Cut a batch into pieces, users with histories of like length together, so that little of a piece is padding.
+
+    Args:
+        lengths: (users,) positions of each user.
+
+    Yields:
+        Places among the users; each user's is in one piece.
+    """
+    order = np.argsort(lengths, kind="stable")
     start = 0
-    widths = np.sort(lengths)
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * widths[stop] <= _MICRO_BATCH:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _MICRO_BATCH:
             stop += 1
         yield order[start:stop]
         start = stop

@@ -61,8 +61,9 @@ class Accumulated:
         sgd = torch.optim.SGD(backbone.parameters(), lr=1.0)
         optimizer = PrivateOptimizer(sgd, plan=PLAN, policy=policy_of(case), randomness=Silent(case.chosen))
         with trainer.ENGINES[self.engine](backbone) as engine:
-            for some in trainer._micro_batches(users.histories, np.flatnonzero(case.chosen), positions=SHAPE.positions):
-                batch = trainer.make_batch(users, some, positions=SHAPE.positions, losses=TRAINING.positions)
+            chosen = np.flatnonzero(case.chosen)
+            for some in trainer.micro_batches(np.minimum(users.histories.lengths()[chosen], SHAPE.positions)):
+                batch = trainer.make_batch(users, chosen[some], positions=SHAPE.positions, losses=TRAINING.positions)
                 losses = functools.partial(user_losses, backbone, users, batch, TRAINING.temperature)
                 optimizer.accumulate(engine.gradients(losses))
         return torch.cat([parameter.summed_grad.flatten().double() for parameter in optimizer.params])
@@ -132,7 +133,7 @@ def test_an_empty_batch_adds_exactly_zero(lengths: list[int], engine: EngineName
 
 def user_of(case: Case, row: int) -> int:
     """Where a user is in the one micro-batch: the shortest histories come first."""
-    lengths = np.minimum([len(one) for one in case.rows], SHAPE.positions + 1)
+    lengths = np.minimum([len(one) for one in case.rows], SHAPE.positions)
     return int(np.flatnonzero(np.argsort(lengths, kind="stable") == row)[0])
 
 
