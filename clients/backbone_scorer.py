@@ -4,6 +4,8 @@ scorer = BackboneScorer(backbone, features)
 scores = scorer.score(histories, users)      # (users, items)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ class BackboneScorer:
     def __init__(self, backbone: Backbone, features: Tensor, *, residual_only: bool = False) -> None:
         self._backbone = backbone
         self._features = features
-        self._query = backbone.residual if residual_only else backbone.forward
+        self._residual_only = residual_only
+        with torch.inference_mode():
+            self._embedded = backbone.embed(features)  # (items, width): once for all, not for each event of a history
 
     def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """(users, items) scores after each user's whole history; zeros for an empty one."""
@@ -38,7 +42,29 @@ class BackboneScorer:
             padded[i, : len(row)] = row
         lengths = torch.tensor([len(row) for row in rows])
         with torch.inference_mode():
-            queries = self._query(self._features[torch.from_numpy(padded)])  # (users, width, features)
-            last = queries[torch.arange(len(rows)), (lengths - 1).clamp(min=0)]  # (users, features)
-            scores = (last * (lengths > 0)[:, None]) @ self._features.T
+            query = self._backbone.residual_after(self._embedded[torch.from_numpy(padded)], lengths.clamp(min=1))
+            if not self._residual_only:
+                latest = latest_features(rows, self._features, self._backbone.config.prior_items)
+                query = query + self._backbone.prior(latest)[:, -1]  # (users, features)
+            scores = (query * (lengths > 0)[:, None]) @ self._features.T
         return scores.numpy()
+
+
+def latest_features(rows: Sequence[NDArray[np.int32]], features: Tensor, count: int) -> Tensor:
+    """Features of the latest items of some histories, as the text prior reads them.
+
+    Args:
+        rows: Per history, its items, oldest first.
+        features: (items, features).
+        count: Latest items that are read.
+
+    Returns:
+        (histories, count, features), zeros before the first item.
+    """
+    at = np.full((len(rows), count), -1, np.int64)
+    for i, row in enumerate(rows):
+        latest = row[-count:]
+        at[i, count - len(latest) :] = latest
+    found = features[torch.from_numpy(at.clip(0))]
+    found[torch.from_numpy(at < 0)] = 0.0
+    return found

@@ -112,11 +112,33 @@ class Backbone(nn.Module):
 
     def residual(self, history: Tensor) -> Tensor:
         """What is learned: (users, positions, features) to the same shape."""
+        x: Tensor = self.head(self.norm(self._encode(self.embed(history))))
+        return x
+
+    def residual_after(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """What is learned after whole histories: row `lengths - 1` of `residual`, the other rows left out at the end.
+
+        Args:
+            embedded: (users, positions, width) `embed` of each user's items, oldest first, anything behind them.
+            lengths: (users,) items of each history, at least 1.
+
+        Returns:
+            (users, features).
+        """
+        x: Tensor = self.head(self.norm(self._encode(embedded)[torch.arange(len(lengths)), lengths - 1]))
+        return x
+
+    def embed(self, features: Tensor) -> Tensor:
+        """What the encoder sees of items: (..., features) to (..., width)."""
         # Rows of unit length have entries of about 1 / sqrt(features); the adaptor's start expects about 1.
-        x: Tensor = self.positions(self.adaptor(history * math.sqrt(history.shape[2])))
+        x: Tensor = self.adaptor(features * math.sqrt(features.shape[-1]))
+        return x
+
+    def _encode(self, embedded: Tensor) -> Tensor:
+        """(users, positions, width) to the same shape."""
+        x: Tensor = self.positions(embedded)
         for block in self.blocks:
             x = block(x)
-        x = self.head(self.norm(x))
         return x
 
     def prior(self, history: Tensor) -> Tensor:
