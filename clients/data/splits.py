@@ -63,6 +63,13 @@ class Histories:
         """(users,) events of each user."""
         return np.diff(self.offsets)
 
+    def take(self, users: NDArray[np.int64]) -> "Histories":
+        """The rows of some users, in the order named."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        return Histories(offsets=offsets, items=self.items[at])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:

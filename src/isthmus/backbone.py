@@ -142,17 +142,30 @@ class Backbone(nn.Module):
         return x
 
     def prior(self, history: Tensor) -> Tensor:
-        """The text prior: direction of the decayed sum of the last items' features, same shape as `history`."""
-        steps = torch.arange(history.shape[1])
-        age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
-        weight = torch.where(
-            (age >= 0) & (age < self.config.prior_items),
-            torch.tensor(self.config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
-            torch.zeros((), dtype=history.dtype),
-        )
-        total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
-        scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
-        return scaled
+        """The text prior: as `text_prior`, of this backbone's shape."""
+        return text_prior(history, self.config)
+
+
+def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
+    """Direction of the decayed sum of the last items' features: what an untrained backbone predicts.
+
+    Args:
+        history: (users, positions, features), as for `Backbone.forward`.
+        config: Says how many items count, and how much.
+
+    Returns:
+        (users, positions, features); row t has seen items 0 to t.
+    """
+    steps = torch.arange(history.shape[1])
+    age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
+    weight = torch.where(
+        (age >= 0) & (age < config.prior_items),
+        torch.tensor(config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
+        torch.zeros((), dtype=history.dtype),
+    )
+    total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
+    scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
+    return scaled
 
 
 def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
