@@ -152,7 +152,7 @@ def _top(scores: Tensor, count: int) -> Tensor:
     if blocks < 8 * count:
         return scores.topk(count, dim=1).indices
     end = blocks * _BLOCK
-    peaks = scores[:, :end].unflatten(1, (blocks, _BLOCK)).amax(dim=2)
+    peaks = scores[:, :end].view(len(scores), blocks, _BLOCK).amax(dim=2)
     best = peaks.topk(count, dim=1, sorted=False).indices  # (events, count)
     near = (best[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
     near = torch.cat([near, torch.arange(end, scores.shape[1]).expand(len(scores), -1)], dim=1)

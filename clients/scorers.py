@@ -12,7 +12,7 @@ co-occurrence over users (Sarwar et al., "Item-based collaborative filtering", W
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +52,25 @@ class Scorer(Protocol):
         ...
 
 
-def rank_users(
+@runtime_checkable
+class Sifter(Protocol):
+    """A scorer that can tell, without scoring a whole catalogue, that a target is not among the first few."""
+
+    def beyond(
+        self, histories: Histories, users: NDArray[np.int64], targets: NDArray[np.int32], k: int
+    ) -> NDArray[np.bool_]:
+        """(len(users),) whether the target certainly ranks below the k-th place; False where that is not clear."""
+        ...
+
+
+def rank_users(  # noqa: PLR0913 - keyword-only after whose target is ranked
     scorer: Scorer,
     histories: Histories,
     users: NDArray[np.int64],
     targets: NDArray[np.int32],
     *,
     chunk: int | None = None,
+    within: int | None = None,
 ) -> NDArray[np.int64]:
     """Rank each user's held-out item under a scorer: scored and counted a chunk of users at a time, nothing is kept.
 
@@ -68,6 +80,8 @@ def rank_users(
         users: Row numbers in `histories`.
         targets: (len(users),) held-out item of each of `users`.
         chunk: Users scored at once, as many as `chunk_users` says when None; no result depends on it.
+        within: Ranks beyond this place do not matter: some are given as `within + 1`, which is much faster. None: all
+            are exact.
 
     Returns:
         (len(users),) ranks from 1.
@@ -77,6 +91,11 @@ def rank_users(
     """
     if len(users) != len(targets):
         raise ValueError(f"each user needs one target, got {len(users)} users and {len(targets)} targets")
+    if within is not None and isinstance(scorer, Sifter):
+        near = ~scorer.beyond(histories, users, targets, within)
+        ranks = np.full(len(users), within + 1, dtype=np.int64)
+        ranks[near] = rank_users(scorer, histories, users[near], targets[near], chunk=chunk)
+        return ranks
     ranks = np.empty(len(users), dtype=np.int64)
     start, size = 0, chunk or _FEWEST
     while start < len(users):
