@@ -4,6 +4,8 @@ scorer = BackboneScorer(backbone, features)
 scores = scorer.score(histories, users)      # (users, items)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +13,11 @@ from torch import Tensor
 
 from isthmus.backbone import Backbone
 from isthmus.clients.data import Histories
+
+_SAMPLE = 4096
+"""Items, or a few more, on which users are sifted: at even distances in the catalogue."""
+_WORTHWHILE = 4  # times the sample that a catalogue must have
+_SIFTED = 256  # users at once
 
 
 class BackboneScorer:
@@ -25,20 +32,81 @@ class BackboneScorer:
     def __init__(self, backbone: Backbone, features: Tensor, *, residual_only: bool = False) -> None:
         self._backbone = backbone
         self._features = features
-        self._query = backbone.residual if residual_only else backbone.forward
+        self._residual_only = residual_only
+        self._learned = bool(backbone.head.weight.any())  # else the residual is zero, whatever the history
+        with torch.inference_mode():
+            self._embedded = backbone.embed(features)  # (items, width): once for all, not for each event of a history
+            self._sample = torch.arange(0, len(features), max(len(features) // _SAMPLE, 1))
+            self._largest = float(features.norm(dim=1).max()) if len(features) else 0.0
 
     def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """(users, items) scores after each user's whole history; zeros for an empty one."""
-        rows = [histories.row(int(user))[-self._backbone.config.positions :] for user in users]
-        width = max((len(row) for row in rows), default=0)
-        if width == 0:
-            return np.zeros((len(users), len(self._features)), np.float32)
-        padded = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        lengths = torch.tensor([len(row) for row in rows])
         with torch.inference_mode():
-            queries = self._query(self._features[torch.from_numpy(padded)])  # (users, width, features)
-            last = queries[torch.arange(len(rows)), (lengths - 1).clamp(min=0)]  # (users, features)
-            scores = (last * (lengths > 0)[:, None]) @ self._features.T
+            scores = self._queries(histories, users) @ self._features.T
         return scores.numpy()
+
+    def beyond(
+        self, histories: Histories, users: NDArray[np.int64], targets: NDArray[np.int32], k: int
+    ) -> NDArray[np.bool_]:
+        """As `Sifter.beyond`: k items of a fixed sample, none of them seen, beat the target by more than rounding."""
+        found = np.zeros(len(users), dtype=np.bool_)
+        if len(self._features) < _WORTHWHILE * _SAMPLE:
+            return found
+        place = np.full(len(self._features), -1)
+        place[self._sample.numpy()] = np.arange(len(self._sample))
+        features = self._features[self._sample]  # (sample, features)
+        # A product of n terms is off by n / 2 epsilons at most; there are four of them, and a query is off by less.
+        rounding = 1e-4 + 4 * features.shape[1] * torch.finfo(features.dtype).eps
+        for start in range(0, len(users), _SIFTED):
+            some = slice(start, start + _SIFTED)
+            with torch.inference_mode():
+                query = self._queries(histories, users[some])
+                own = (query * self._features[torch.from_numpy(targets[some].astype(np.int64))]).sum(dim=1)
+                bar = own + rounding * self._largest * query.norm(dim=1)
+                ahead = ((query @ features.T) > bar[:, None]).numpy()  # (users, sample); False for NaN
+            seen = histories.take(users[some])
+            row, at = np.repeat(np.arange(len(seen)), seen.lengths()), place[seen.items]
+            row, at = row[at >= 0], at[at >= 0]
+            # A seen item is out of the race; that one counted twice is taken off twice only makes this less sure.
+            out = np.bincount(row[ahead[row, at]], minlength=len(seen))
+            found[some] = ahead.sum(axis=1) - out >= k
+        return found
+
+    def _queries(self, histories: Histories, users: NDArray[np.int64]) -> Tensor:
+        """(users, features) what each user's whole history asks for; zeros for an empty one."""
+        rows = [histories.row(int(user))[-self._backbone.config.positions :] for user in users]
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        width = max((len(row) for row in rows), default=0)
+        query = self._features.new_zeros((len(rows), self._features.shape[1]))
+        if width == 0:
+            return query
+        if self._learned:
+            padded = np.zeros((len(rows), width), np.int64)
+            for i, row in enumerate(rows):
+                padded[i, : len(row)] = row
+            embedded = self._embedded[torch.from_numpy(padded)]
+            query = self._backbone.residual_after(embedded, lengths.clamp(min=1))
+        if not self._residual_only:
+            latest = latest_features(rows, self._features, self._backbone.config.prior_items)
+            query = query + self._backbone.prior(latest)[:, -1]
+        return query * (lengths > 0)[:, None]
+
+
+def latest_features(rows: Sequence[NDArray[np.int32]], features: Tensor, count: int) -> Tensor:
+    """Features of the latest items of some histories, as the text prior reads them.
+
+    Args:
+        rows: Per history, its items, oldest first.
+        features: (items, features).
+        count: Latest items that are read.
+
+    Returns:
+        (histories, count, features), zeros before the first item.
+    """
+    at = np.full((len(rows), count), -1, np.int64)
+    for i, row in enumerate(rows):
+        latest = row[-count:]
+        at[i, count - len(latest) :] = latest
+    found = features[torch.from_numpy(at.clip(0))]
+    found[torch.from_numpy(at < 0)] = 0.0
+    return found

@@ -21,6 +21,9 @@ from isthmus.metrics import ndcg_at_k
 from isthmus.privacy.gate import Payload
 from isthmus.privacy.noise import Randomness
 
+CUTOFF = 10
+"""A validation item that ranks lower gains nothing."""
+
 SENSITIVITY = math.sqrt(2.0)
 """L2 norm by which one user can move (summed gain, user count)."""
 
@@ -32,7 +35,7 @@ def validation_ndcg(scorer: Scorer, data: DomainData) -> NDArray[np.float64]:
         (validation users,) in user order, each in [0, 1].
     """
     users = np.flatnonzero(data.validation >= 0)
-    return ndcg_at_k(rank_users(scorer, data.train, users, data.validation[users]), 10)
+    return ndcg_at_k(rank_users(scorer, data.train, users, data.validation[users], within=CUTOFF), CUTOFF)
 
 
 def noisy_gain(gains: NDArray[np.float64], *, policy: PrivacyPolicy, randomness: Randomness) -> Payload:

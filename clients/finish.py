@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
-from isthmus.clients.blend import Signals
+from isthmus.clients.blend import Signals, rank_blends
 from isthmus.clients.data import DomainData
 from isthmus.clients.head import Head, Method, fit_head, save_head
 from isthmus.clients.local_training import train_alone
-from isthmus.clients.scorers import rank_users
 from isthmus.clients.trainer import TrainingSet
 from isthmus.config import EvaluationConfig
 from isthmus.records import Recipe
@@ -75,11 +74,6 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
         return FinishedDomain(head=head, ranks={})
     signals = Signals.fit(data.before_test, features=features, backbone=scorer, local_backbone=local_scorer)
     served = {method: method for method in Method} | {Method.FEDERATED: head.method}
-    ranks: dict[Method, NDArray[np.int64]] = {}
-    for method in Method:  # federated comes last: where it serves a local method, the ranks are known
-        ranks[method] = (
-            ranks[served[method]]
-            if served[method] in ranks
-            else rank_users(head.scorer(signals, served[method]), data.before_test, tested, data.test[tested])
-        )
+    blends = {method: head.blends[serves] for method, serves in served.items()}
+    ranks = rank_blends(signals, blends, data.before_test, tested, data.test[tested])
     return FinishedDomain(head=head, ranks=ranks)

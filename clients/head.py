@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from isthmus.clients.blend import Blend, Signal, Signals, check_weights
 from isthmus.clients.data import DomainData, Histories
-from isthmus.clients.scorers import Scorer
+from isthmus.clients.scorers import Scorer, chunk_users
 from isthmus.errors import RunError
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci
 
@@ -52,7 +52,6 @@ _GRID = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
 _PASSES = 3
 # An item that is in no signal's first hundred is taken not to reach the first ten of a blend.
 _TOP = 100
-_CHUNK = 256
 # Stands for "no candidate here": below any difference of scaled scores, finite so that weight 0 keeps it harmless.
 _NOBODY = np.float32(-1e6)
 _FORMAT = 1
@@ -246,10 +245,11 @@ class Contest:
         """
         names = tuple(signal for signal in Signal if signal in signals.scorers)
         found: list[NDArray[np.float32]] = []
-        for start in range(0, len(users), _CHUNK):
-            some = users[start : start + _CHUNK]
+        size = chunk_users(signals.items)
+        for start in range(0, len(users), size):
+            some = users[start : start + size]
             scores = [signals.score(name, histories, some) for name in names]
-            found.extend(_leads(scores, targets[start : start + _CHUNK], [histories.row(int(u)) for u in some]))
+            found.extend(_leads(scores, targets[start : start + size], [histories.row(int(u)) for u in some]))
         rivals = max((lead.shape[1] for lead in found), default=0)
         leads = np.full((len(names), len(users), rivals), _NOBODY, dtype=np.float32)
         for user, lead in enumerate(found):
@@ -344,22 +344,16 @@ def _leads(
     scores: Sequence[NDArray[np.float32]], targets: NDArray[np.int32], seen: Sequence[NDArray[np.int32]]
 ) -> list[NDArray[np.float32]]:
     """Per user, (signals, rivals): leads over the target of the items that are on top in any signal."""
-    users, items = scores[0].shape
-    out_of_race = np.zeros((users, items), dtype=np.bool_)
-    for user, history in enumerate(seen):
-        if targets[user] not in history:  # a repeat masks nothing
-            out_of_race[user, history] = True
-    out_of_race[np.arange(users), targets] = True
-    top = min(_TOP, items)
-    firsts = []
-    for signal in scores:
-        racing = np.where(out_of_race, -np.inf, signal)
-        firsts.append(np.argpartition(racing, items - top, axis=1)[:, items - top :])
-    candidates = np.concatenate(firsts, axis=1)  # (users, signals x top), with repeats
+    top = min(_TOP, scores[0].shape[1])
     leads = []
-    for user, target in enumerate(targets):
-        rivals = np.unique(candidates[user])
-        rivals = rivals[~out_of_race[user, rivals]]
+    for user, (target, history) in enumerate(zip(targets, seen, strict=True)):
+        out_of_race = [target] if target in history else [*history, target]  # a repeat masks nothing
+        firsts = []
+        for signal in scores:
+            racing = signal[user].copy()
+            racing[out_of_race] = -np.inf
+            firsts.append(np.argpartition(racing, racing.size - top)[racing.size - top :])
+        rivals = np.setdiff1d(np.concatenate(firsts), out_of_race)  # sorted, each once
         leads.append(np.stack([signal[user, rivals] - signal[user, target] for signal in scores]))
     return leads
 

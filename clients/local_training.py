@@ -76,7 +76,8 @@ def _value(backbone: Backbone, users: TrainingSet, data: DomainData, judges: NDA
     if not len(judges):
         return 0.0
     scorer = BackboneScorer(backbone, users.features)
-    return float(ndcg_at_k(rank_users(scorer, data.train, judges, data.validation[judges]), 10).mean())
+    ranks = rank_users(scorer, data.train, judges, data.validation[judges], within=10)
+    return float(ndcg_at_k(ranks, 10).mean())
 
 
 def _batches(users: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -12,7 +12,7 @@ co-occurrence over users (Sarwar et al., "Item-based collaborative filtering", W
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ DECAY = 0.8
 # Breaks ties between items of equal co-occurrence by popularity, and orders items with none.
 _TIE_BREAK = 1e-9
 
+# Scores in memory at once while ranking (16 MiB a signal): bounds memory whatever the catalogue, and stays near the
+# processor, so that counting costs little beside scoring.
+_SCORES = 1 << 22
+_FEWEST, _MOST = 16, 256  # users at once: below, products of matrices get slow; above, nothing is gained
+
 
 class Scorer(Protocol):
     """Whatever can score a catalogue for the users of a `Histories`."""
@@ -42,27 +47,41 @@ class Scorer(Protocol):
             users: Row numbers in `histories`.
 
         Returns:
-            (len(users), items), higher is better; seen items are not masked.
+            (len(users), items), higher is better; seen items are not masked. A new array, the caller's to change.
         """
         ...
 
 
-def rank_users(
+@runtime_checkable
+class Sifter(Protocol):
+    """A scorer that can tell, without scoring a whole catalogue, that a target is not among the first few."""
+
+    def beyond(
+        self, histories: Histories, users: NDArray[np.int64], targets: NDArray[np.int32], k: int
+    ) -> NDArray[np.bool_]:
+        """(len(users),) whether the target certainly ranks below the k-th place; False where that is not clear."""
+        ...
+
+
+def rank_users(  # noqa: PLR0913 - keyword-only after whose target is ranked
     scorer: Scorer,
     histories: Histories,
     users: NDArray[np.int64],
     targets: NDArray[np.int32],
     *,
-    chunk: int = 256,
+    chunk: int | None = None,
+    within: int | None = None,
 ) -> NDArray[np.int64]:
-    """Rank each user's held-out item under a scorer, a chunk of users at a time.
+    """Rank each user's held-out item under a scorer: scored and counted a chunk of users at a time, nothing is kept.
 
     Args:
         scorer: The method.
         histories: What the users did before the held-out item; these items are masked as `rank_targets` says.
         users: Row numbers in `histories`.
         targets: (len(users),) held-out item of each of `users`.
-        chunk: Users scored at once: memory is chunk x items, and no result depends on it.
+        chunk: Users scored at once, as many as `chunk_users` says when None; no result depends on it.
+        within: Ranks beyond this place do not matter: some are given as `within + 1`, which is much faster. None: all
+            are exact.
 
     Returns:
         (len(users),) ranks from 1.
@@ -72,13 +91,25 @@ def rank_users(
     """
     if len(users) != len(targets):
         raise ValueError(f"each user needs one target, got {len(users)} users and {len(targets)} targets")
+    if within is not None and isinstance(scorer, Sifter):
+        near = ~scorer.beyond(histories, users, targets, within)
+        ranks = np.full(len(users), within + 1, dtype=np.int64)
+        ranks[near] = rank_users(scorer, histories, users[near], targets[near], chunk=chunk)
+        return ranks
     ranks = np.empty(len(users), dtype=np.int64)
-    for start in range(0, len(users), chunk):
-        some = users[start : start + chunk]
-        scores = scorer.score(histories, some)
-        seen = [histories.row(int(user)) for user in some]
-        ranks[start : start + chunk] = rank_targets(scores, targets[start : start + chunk], seen)
+    start, size = 0, chunk or _FEWEST
+    while start < len(users):
+        some = slice(start, start + size)
+        scores = scorer.score(histories, users[some])
+        ranks[some] = rank_targets(scores, targets[some], [histories.row(int(user)) for user in users[some]])
+        start += size
+        size = chunk or chunk_users(scores.shape[1])  # the first few tell how large the catalogue is
     return ranks
+
+
+def chunk_users(items: int) -> int:
+    """How many users' scores of a whole catalogue are in memory at once."""
+    return min(max(_SCORES // items, _FEWEST), _MOST)
 
 
 def recency_weights(

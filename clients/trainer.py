@@ -28,7 +28,7 @@ from isthmus.clients.bookkeeping import BookKeeping
 from isthmus.clients.data import Histories
 from isthmus.clients.gradients import Engine, Losses, OpacusHooks, UserGradients, require_separable
 from isthmus.clients.rival_loss import rival_loss
-from isthmus.clients.rivals import Rivals, find_rivals
+from isthmus.clients.rivals import RivalFinder, Rivals
 from isthmus.config import DomainCompute, EngineName, PrivacyPolicy, TrainingConfig
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
@@ -53,12 +53,12 @@ class TrainingSet:
     Attributes:
         histories: Training events; row i is everything that user i contributes.
         features: (items, features) whitened text features of the catalogue.
-        rivals: What each event is told from.
+        rivals: Finds what each event is told from.
     """
 
     histories: Histories
     features: Tensor
-    rivals: Rivals
+    rivals: RivalFinder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,16 @@ class Batch:
 
     Attributes:
         history: (users, positions) item at each position; 0 where there is none.
-        event: (users, positions) row in `Histories.items` of the item after it; 0 where there is none.
+        event: (users, positions) row in `rivals` of the item after it; 0 where there is none.
         weight: (users, positions) share of each position in its user's loss; sums to 1 per user, or to 0 for a
             user with nothing to learn from.
+        rivals: What these users' events are told from.
     """
 
     history: Tensor
     event: Tensor
     weight: Tensor
+    rivals: Rivals
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -156,7 +158,7 @@ def make_training_set(histories: Histories, features: NDArray[np.float32], recip
         recipe: Shared settings.
     """
     tensor = torch.from_numpy(features)
-    rivals = find_rivals(
+    rivals = RivalFinder(
         histories,
         tensor,
         recipe.backbone,
@@ -234,7 +236,7 @@ def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperatur
     query = backbone(users.features[batch.history])  # (users, positions, features)
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
-    loss = rival_loss(query[valid], users.features, users.rivals.items[event], users.rivals.place[event], temperature)
+    loss = rival_loss(query[valid], users.features, batch.rivals.items[event], batch.rivals.place[event], temperature)
     weighted = loss * batch.weight[valid].to(loss.dtype)
     return loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
 
@@ -249,33 +251,40 @@ def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int,
         losses: Last positions that may carry a loss.
     """
     offsets = users.histories.offsets
-    rows = [np.arange(max(offsets[user], offsets[user + 1] - positions - 1), offsets[user + 1]) for user in chosen]
+    rows = [users.histories.items[max(offsets[u], offsets[u + 1] - positions - 1) : offsets[u + 1]] for u in chosen]
     width = max(max((len(row) for row in rows), default=0) - 1, 1)
     history, event = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
     weight = np.zeros((len(rows), width))
+    rivals = users.rivals.of(chosen)
+    place = rivals.place.numpy()
     for i, row in enumerate(rows):
         length = len(row) - 1
         if length > 0:
-            history[i, :length], event[i, :length] = users.histories.items[row[:-1]], row[1:]
-            learnable = users.rivals.place.numpy()[row[1:]] >= 0
+            history[i, :length] = row[:-1]
+            known = np.arange(rivals.offsets[i], rivals.offsets[i + 1])[-length:]  # of the last positions
+            event[i, length - len(known) : length] = known
+            learnable = np.zeros(length, np.bool_)
+            learnable[length - len(known) :] = place[known] >= 0
             learnable[: max(length - losses, 0)] = False
             weight[i, :length] = learnable / max(learnable.sum(), 1)
-    return Batch(history=torch.from_numpy(history), event=torch.from_numpy(event), weight=torch.from_numpy(weight))
+    return Batch(
+        history=torch.from_numpy(history),
+        event=torch.from_numpy(event),
+        weight=torch.from_numpy(weight),
+        rivals=rivals,
+    )
 
 
 def _require_separable(
     make: Callable[[nn.Module], Engine], backbone: Backbone, users: TrainingSet, training: TrainingConfig
 ) -> None:
     """Try the engine on the first few users that have something to learn from; nothing of them is kept."""
+    cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
     first = np.flatnonzero(np.diff(users.histories.offsets[: _LOOKED_AT + 1]) > 1)
-    batch = make_batch(users, first, positions=backbone.config.positions, losses=training.positions)
-    learning = np.flatnonzero(batch.weight.sum(dim=1).numpy() > 0)[:_TRIED]
+    learning = first[cut(first).weight.sum(dim=1).numpy() > 0][:_TRIED]
 
     def losses(places: Sequence[int]) -> Losses:
-        some = make_batch(
-            users, first[learning[list(places)]], positions=backbone.config.positions, losses=training.positions
-        )
-        return functools.partial(user_losses, backbone, users, some, training.temperature)
+        return functools.partial(user_losses, backbone, users, cut(learning[list(places)]), training.temperature)
 
     require_separable(make, backbone, losses, len(learning))
 

@@ -24,7 +24,7 @@ from isthmus.backbone import Backbone, load_shared, shared_parameters
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
-from isthmus.clients.data import DomainData, load_domain_data
+from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.delivery import delivered_path, keep_delivered
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
@@ -96,7 +96,7 @@ class Vault(Answering):
     @functools.cached_property
     def data(self) -> DomainData:
         """The domain's tables; opened at first use, which is after the first check of the ledger."""
-        return load_domain_data(self.config)
+        return open_domain_data(self.config)
 
     def epsilon(self) -> float:
         """Spent so far, over all runs, at the budget's delta."""

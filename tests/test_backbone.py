@@ -117,3 +117,16 @@ def test_no_parameters_are_tied_and_all_are_shared() -> None:
 def test_a_history_may_be_shorter_than_the_position_table(positions: int) -> None:
     """Any length up to the table's works and keeps its shape."""
     assert make_backbone(trained=True)(histories(2, positions)).shape == (2, positions, FEATURES)
+
+
+def test_what_follows_a_whole_history_is_the_last_row_of_the_residual() -> None:
+    """Items embedded once for all, histories of any length, and whatever stands behind them."""
+    backbone, items = make_backbone(trained=True), histories(1, 9)[0]
+    rows, lengths = (
+        torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(4)),
+        torch.tensor([1, 7, 3, 5, 2]),
+    )
+    found = backbone.residual_after(backbone.embed(items)[rows], lengths)
+    for user, length in enumerate(lengths.tolist()):
+        expected = backbone.residual(items[rows[user : user + 1, :length]])[0, -1]
+        torch.testing.assert_close(found[user], expected, rtol=0, atol=1e-12)

@@ -22,21 +22,36 @@ from isthmus.metrics import (
 def rank_one_user(scores: list[float], target: int, history: list[int]) -> int:
     """The protocol, said slowly: sort what is in the race, put the target behind its equals."""
     masked = set() if target in history else set(history)
-    race = [(scores[item], item != target) for item in range(len(scores)) if item not in masked]
-    # Descending by score; among equals everyone else stands before the target.
-    order = sorted(race, key=lambda entry: (-entry[0], not entry[1]))
-    return order.index((scores[target], False)) + 1
+    race = [item for item in range(len(scores)) if item not in masked]
+
+    def place(item: int) -> tuple[float, bool]:
+        score = scores[item]
+        if math.isnan(score):  # the target's own comes last, anybody else's first
+            score = -math.inf if item == target else math.inf
+        return -score, item == target
+
+    return sorted(race, key=place).index(target) + 1
 
 
 @given(st.data())
 def test_ranks_equal_a_slow_reading_of_the_protocol(data: st.DataObject) -> None:
-    """Few distinct scores, so that ties, repeats and long histories all occur."""
+    """Few distinct scores, so that ties, repeats, long histories, infinities and NaN all occur."""
     users, items = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
-    scores = [[float(data.draw(st.integers(0, 3))) for _ in range(items)] for _ in range(users)]
+    score = st.sampled_from([0.0, 1.0, 2.0, math.inf, -math.inf, math.nan]) | st.floats(-2, 2, width=32)
+    scores = [[data.draw(score) for _ in range(items)] for _ in range(users)]
     targets = [data.draw(st.integers(0, items - 1)) for _ in range(users)]
     seen = [data.draw(st.lists(st.integers(0, items - 1), max_size=12)) for _ in range(users)]
-    ranks = rank_targets(np.array(scores), np.array(targets), [np.array(row, dtype=np.int32) for row in seen])
-    assert ranks.tolist() == [rank_one_user(*user) for user in zip(scores, targets, seen, strict=True)]
+    for precision in (np.float32, np.float64):
+        array = np.array(scores, dtype=precision)
+        ranks = rank_targets(array, np.array(targets), [np.array(row, dtype=np.int32) for row in seen])
+        assert ranks.tolist() == [rank_one_user(*user) for user in zip(scores, targets, seen, strict=True)]
+
+
+@pytest.mark.parametrize("item", [-1, 3])
+def test_a_seen_item_outside_the_catalogue_is_refused(item: int) -> None:
+    """It would mask an item of another user."""
+    with pytest.raises(ValueError, match=r"seen items must be in \[0, 3\)"):
+        rank_targets(np.zeros((2, 3)), np.array([0, 1]), [np.array([2]), np.array([item])])
 
 
 def test_a_constant_model_scores_as_the_worst_one() -> None:

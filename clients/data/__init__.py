@@ -3,12 +3,14 @@
     data = load_domain_data(load_domain("shopping"))
 
 Files in reading order: `rawtext` (bytes), `tables` (layouts), `clock` (times), `catalogue` (items), `events`
-(interactions), `splits`, `domain` (all of it), `importing` (a domain folder from foreign files).
+(interactions), `users` (ids), `ordering` (from a log to histories), `splits`, `domain` (all of it), `kept` (its arrays
+on disk), `importing` (a domain folder from foreign files).
 """
 
 from isthmus.clients.data.catalogue import Catalogue
 from isthmus.clients.data.domain import DataReport, DomainData, check_domain, fingerprint, load_domain_data
 from isthmus.clients.data.importing import ImportColumns, import_domain, propose_privacy
+from isthmus.clients.data.kept import open_domain_data
 from isthmus.clients.data.splits import Histories
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "fingerprint",
     "import_domain",
     "load_domain_data",
+    "open_domain_data",
     "propose_privacy",
 ]

@@ -20,6 +20,7 @@ from isthmus.clients.data.catalogue import Catalogue, ItemCounts, read_catalogue
 from isthmus.clients.data.clock import iso
 from isthmus.clients.data.events import EventCounts, FoundEvents, read_events
 from isthmus.clients.data.splits import Histories, SplitCounts, split_histories
+from isthmus.clients.data.users import UserIds
 from isthmus.config import DomainConfig
 from isthmus.errors import DataError
 
@@ -62,7 +63,7 @@ class DomainData:
 
     config: DomainConfig
     catalogue: Catalogue
-    users: tuple[str, ...]
+    users: Sequence[str]
     train: Histories
     before_test: Histories
     validation: NDArray[np.int32]
@@ -127,14 +128,18 @@ def fingerprint(users: Sequence[str], items: Sequence[str], histories: Histories
         - Nothing public changes it: not an item's text, the text template, an untouched item, `max_history` or
           the split. So rewording a catalogue cannot open a fresh budget on the same people.
     """
-    touched, local = np.unique(histories.items, return_inverse=True)
+    touched = histories.touched()
     digest = hashlib.sha256(b"isthmus histories 1\0")
     for ids in (users, [items[at] for at in touched]):
-        encoded = [name.encode() for name in ids]
-        digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<u8").tobytes())
-        digest.update(b"".join(encoded))
+        encoded = ids if isinstance(ids, UserIds) else UserIds.of(ids)
+        digest.update(np.concatenate([[len(encoded)], np.diff(encoded.ends)]).astype("<u8").tobytes())
+        digest.update(encoded.text.tobytes())
     digest.update(histories.offsets.astype("<i8").tobytes())
-    digest.update(local.astype("<i8").tobytes())
+    local = np.zeros(int(touched[-1]) + 1 if touched.size else 0, dtype="<i8")
+    local[touched] = np.arange(touched.size)
+    for block in histories.blocks():
+        own = histories.items[histories.offsets[block.start] : histories.offsets[block.stop]]
+        digest.update(local[own].tobytes())
     return digest.digest()
 
 

@@ -10,8 +10,11 @@ no item, an event type that is not kept, an unreadable time, an unknown item, an
            + rows_with_bad_timestamp + events_with_unknown_item + exact_duplicates
 
 Where nothing usable would be left the table is refused instead (`DataError`).
+
+A table is read a piece at a time and kept as numbers: memory is some 30 bytes per event, not its text.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +24,15 @@ from numpy.typing import NDArray
 
 from isthmus.clients.data.catalogue import Catalogue
 from isthmus.clients.data.clock import iso, to_microseconds
+from isthmus.clients.data.ordering import Log, UserNumbers, order_log
 from isthmus.clients.data.splits import Histories
 from isthmus.clients.data.tables import Layout, Table, layout_of, open_table, read_sequences
 from isthmus.config import DomainConfig, Interactions
 from isthmus.errors import ConfigError, DataError
+
+_SAME = "the user, item and time of an earlier row"
+_TIMES = "Times are unix seconds (not milliseconds) or ISO date-times"
+_SHOWN = 3  # unknown items in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +83,13 @@ class FoundEvents:
     Attributes:
         users: User ids.
         histories: One row per user, whole, oldest event first; never empty rows.
-        times: (events,) microseconds since 1970 along `histories.items`; None without a clock.
+        times: (events,) microseconds since 1970 along `histories.items`; only for a temporal split, else None.
         counts: What was found and repaired.
         notes: Sentences that say so.
         blank_lines: Empty lines of the file.
     """
 
-    users: tuple[str, ...]
+    users: Sequence[str]
     histories: Histories
     times: NDArray[np.int64] | None
     counts: EventCounts
@@ -99,31 +107,48 @@ class Columns(NamedTuple):
 
 
 class _Sieve:
-    """Rows still alive, how many each rule took, and a sentence for each rule that took some."""
+    """How many rows each rule took, over all pieces of a table, and a sentence for each rule that took some."""
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
-        self.alive: NDArray[np.bool_] = np.ones(table.frame.height, dtype=np.bool_)
+    def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self.notes: list[str] = []
+        self._said: dict[str, str] = {}
 
-    def drop(self, count: str, bad: NDArray[np.bool_], what: str, examples: pl.Series | None = None) -> None:
-        """Set aside the living rows in `bad`; say how many there were and where the first stands."""
-        hit = np.flatnonzero(self.alive & bad)
-        self.counts[count] = hit.size
-        if hit.size:
-            first = int(hit[0])
+    def drop(  # noqa: PLR0913, PLR0917 - a rule, where it looks, and what it says
+        self,
+        count: str,
+        table: Table,
+        alive: NDArray[np.bool_],
+        bad: NDArray[np.bool_],
+        what: str,
+        examples: pl.Series | None = None,
+    ) -> None:
+        """Set aside the living rows of a piece that are in `bad`: they are no longer alive."""
+        hit = alive & bad
+        if hit.any():
+            first = int(hit.argmax())
             shown = "" if examples is None else f"'{examples[first]}' on "
-            self.notes.append(f"{hit.size} rows {what} and were dropped; first: {shown}{self.table.where(first)}.")
-            self.alive = self.alive & ~bad
+            self.add(count, int(hit.sum()), f"{what} and were dropped; first: {shown}{table.where(first)}.")
+            alive &= ~bad
+        else:
+            self.add(count, 0, "")
+
+    def add(self, count: str, rows: int, said: str) -> None:
+        """Count rows; of several sentences about a rule the first stays."""
+        self.counts[count] = self.counts.get(count, 0) + rows
+        if rows:
+            self._said.setdefault(count, said)
+
+    def note(self, count: str) -> list[str]:
+        """The sentence about a rule, if it took any row."""
+        return [f"{self.counts[count]} rows {self._said[count]}"] if self.counts[count] else []
 
 
-def open_interactions(config: DomainConfig) -> tuple[Table, Columns, tuple[str, ...]]:
-    """Read the columns of the interaction table that the configuration names.
+def open_interactions(config: DomainConfig) -> tuple[Iterator[Table], Columns, tuple[str, ...]]:
+    """Read the columns of the interaction table that the configuration names, some rows at a time.
 
     Returns:
-        The rows, the columns' names in them, and notes. A RecBole file has the column names user_id, item_id and
-        timestamp (where present) unless domain.toml says otherwise; a sequence file has `user` and `item`.
+        Pieces of the table, the columns' names in them, and notes. A RecBole file has the column names user_id,
+        item_id and timestamp (where present) unless domain.toml says otherwise; a sequence file has `user` and `item`.
 
     Raises:
         ConfigError: If the layout cannot hold what is asked of it.
@@ -138,7 +163,7 @@ def open_interactions(config: DomainConfig) -> tuple[Table, Columns, tuple[str, 
                 f"{path}: a sequence file has neither times nor event types; remove `timestamp` and `event` from "
                 "[interactions] in domain.toml, or use a table."
             )
-        return read_sequences(path), Columns("user", "item", None, None), ()
+        return read_sequences(path).pieces(), Columns("user", "item", None, None), ()
     source = open_table(path, declared=said.format)
     columns = Columns(said.user, said.item, said.timestamp, said.event)
     if layout is Layout.RECBOLE:
@@ -155,7 +180,7 @@ def open_interactions(config: DomainConfig) -> tuple[Table, Columns, tuple[str, 
             f"Column '{unused[0]}' is not used: the order of the file is taken as the order of time. "
             f'Set timestamp = "{unused[0]}" to sort by it.'
         )
-    return source.read(keys), columns, tuple(notes)
+    return source.pieces(keys), columns, tuple(notes)
 
 
 def read_events(config: DomainConfig, catalogue: Catalogue) -> FoundEvents:
@@ -165,63 +190,48 @@ def read_events(config: DomainConfig, catalogue: Catalogue) -> FoundEvents:
         ConfigError: If the layout cannot hold what is asked of it, or a temporal split has no clock.
         DataError: If the table cannot be read, or nothing usable is in it.
     """
-    table, columns, remarks = open_interactions(config)
+    pieces, columns, remarks = open_interactions(config)
     if config.split.kind == "temporal" and columns.timestamp is None:
         raise ConfigError(
             f'{config.folder / "domain.toml"}: split.kind = "temporal" needs `interactions.timestamp`, got none. '
             'Name the column of times, or use "leave-one-out".'
         )
-    sieve = _Sieve(table)
-    user, item = table.ids(columns.user), table.ids(columns.item)
-    sieve.drop("rows_without_user", _blank(user), "have no user")
-    sieve.drop("rows_without_item", _blank(item), "have no item")
-    if not sieve.alive.any():
-        raise DataError(f"{table.path}: no usable event: none of its {sieve.alive.size} rows has a user and an item")
-    _drop_other_types(config.interactions, columns, sieve)
-    micro = _drop_bad_times(columns, sieve)
-    index = _drop_unknown(config, catalogue, sieve, item)
+    sifting = _Sifting(config, catalogue, columns)
+    for piece in pieces:
+        sifting.take(piece)
+    sifting.refuse_nothing()
+    log, sieve = sifting.log(), sifting.sieve
+    found = order_log(log)
+    first = found.first_duplicate
+    where = "" if first < 0 else sifting.where(first)
+    sieve.add("exact_duplicates", found.duplicates, f"repeat {_SAME} and were dropped; first: {where}.")
 
-    users = user.filter(pl.Series(sieve.alive)).unique().sort()
-    number = user.replace_strict(users, pl.int_range(users.len(), eager=True), default=-1, return_dtype=pl.Int64)
-    rows = pl.DataFrame({"user": number, "item": index, "time": 0 if micro is None else micro})
-    again = np.zeros_like(sieve.alive)
-    if micro is not None:
-        first = rows.filter(pl.Series(sieve.alive)).select(pl.struct(pl.all()).is_first_distinct()).to_series()
-        again[sieve.alive] = ~first.to_numpy()
-    sieve.drop("exact_duplicates", again, "repeat the user, item and time of an earlier row")
-    rows = rows.filter(pl.Series(sieve.alive))
-    who, what, when = (rows[name].to_numpy() for name in ("user", "item", "time"))
-    by_user = np.argsort(who, kind="stable")
-    out_of_order = int(((np.diff(when[by_user]) < 0) & (np.diff(who[by_user]) == 0)).sum())
-    order = np.lexsort((when, who))  # stable: ties, and rows without a clock (all 0), keep the file's order
-    who, what, when = who[order], what[order], when[order]
-    lengths = np.bincount(who, minlength=users.len())
-
+    lengths, clock = found.histories.lengths(), log.clock
     counts = EventCounts(
         **sieve.counts,
-        rows=table.frame.height,
-        events=what.size,
-        users=users.len(),
+        rows=sifting.rows,
+        events=found.histories.items.size,
+        users=len(log.users),
         users_with_one_event=int((lengths == 1).sum()),
         median_history=float(np.median(lengths)),
-        events_out_of_order=out_of_order,
-        consecutive_repeats=int(((np.diff(what) == 0) & (np.diff(who) == 0)).sum()),
-        items_without_events=len(catalogue) - int(np.unique(what).size),
-        clock_start=None if micro is None else float(when.min()) / 1e6,
-        clock_end=None if micro is None else float(when.max()) / 1e6,
+        events_out_of_order=found.out_of_order,
+        consecutive_repeats=found.repeats,
+        items_without_events=len(catalogue) - found.items_with_events,
+        clock_start=None if clock is None else clock[0] / 1e6,
+        clock_end=None if clock is None else clock[1] / 1e6,
     )
-    notes = [*remarks, *sieve.notes]
-    if out_of_order:
-        notes.append(f"{out_of_order} events stood after a later one of their user and were sorted.")
-    if micro is not None:
-        notes.append(f"The clock runs from {iso(int(when.min()))} to {iso(int(when.max()))}.")
+    notes = [*remarks, *sifting.notes(), *sieve.note("exact_duplicates")]
+    if found.out_of_order:
+        notes.append(f"{found.out_of_order} events stood after a later one of their user and were sorted.")
+    if clock is not None:
+        notes.append(f"The clock runs from {iso(clock[0])} to {iso(clock[1])}.")
     return FoundEvents(
-        users=tuple(users.to_list()),
-        histories=Histories(offsets=np.concatenate([[0], np.cumsum(lengths)]), items=what),
-        times=None if micro is None else when,
+        users=log.users,
+        histories=found.histories,
+        times=found.times,
         counts=counts,
         notes=tuple(notes),
-        blank_lines=table.blank_lines,
+        blank_lines=sifting.blank_lines,
     )
 
 
@@ -239,66 +249,146 @@ def _recbole_columns(said: Interactions, header: tuple[str, ...]) -> Columns:
     )
 
 
+class _Sifting:
+    """Takes a table piece by piece, sets aside what cannot be used, and keeps the rest as numbers."""
+
+    def __init__(self, config: DomainConfig, catalogue: Catalogue, columns: Columns) -> None:
+        self.sieve = _Sieve()
+        self.rows = 0
+        self.blank_lines = 0
+        self._config = config
+        self._columns = columns
+        self._ids = pl.Series(catalogue.ids, dtype=pl.String)
+        self._users = UserNumbers()
+        self._log: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64] | None]] = []
+        self._alive: list[tuple[Table, NDArray[np.uint8]]] = []  # of each piece, a bit per row
+        self._types: set[str] = set()
+        self._left = dict.fromkeys(("types", "times", "items"), 0)  # rows that reached the rule
+        self._untimed = ""  # the first row that reached the rule of times, and what its time was
+        self._unknown: list[str] = []  # the first items that reached the rule of items
+
+    def take(self, table: Table) -> None:
+        """Sift one piece."""
+        columns, sieve = self._columns, self.sieve
+        alive = np.ones(table.frame.height, dtype=np.bool_)
+        user, item = table.ids(columns.user), table.ids(columns.item)
+        sieve.drop("rows_without_user", table, alive, _blank(user), "have no user")
+        sieve.drop("rows_without_item", table, alive, _blank(item), "have no item")
+        self._drop_other_types(table, alive)
+        micro = self._drop_bad_times(table, alive)
+        index = self._drop_unknown(table, alive, item)
+        kept = pl.Series(alive)
+        who, what = self._users.number(user.filter(kept)), index.filter(kept).to_numpy()
+        self._log.append((who, what, None if micro is None else micro.filter(kept).to_numpy()))
+        place = Table(path=table.path, frame=pl.DataFrame(), lines=table.lines, blank_lines=0, first=table.first)
+        self._alive.append((place, np.packbits(alive)))
+        self.rows += alive.size
+        self.blank_lines += table.blank_lines
+
+    def refuse_nothing(self) -> None:
+        """DataError where a rule left nothing, in the order of the rules."""
+        path, said = self._config.interactions_path, self._config.interactions
+        if not self._left["types"]:
+            raise DataError(f"{path}: no usable event: none of its {self.rows} rows has a user and an item")
+        if self._columns.event is not None and said.keep_events is not None and not self._left["times"]:
+            held = ", ".join(map(repr, sorted(self._types)[:10]))
+            raise DataError(
+                f"{path}: no row of column '{self._columns.event}' has a type in keep_events "
+                f"({', '.join(map(repr, said.keep_events))}); it holds {held}."
+            )
+        if not self._left["items"]:
+            raise DataError(
+                f"{path}: no time in column '{self._columns.timestamp}' can be read; {self._untimed}. {_TIMES}."
+            )
+        if not any(who.size for who, _, _ in self._log):
+            raise DataError(
+                f"{path}: none of its items is in {self._config.items_path}: events have "
+                f"{', '.join(map(repr, self._unknown))}, the catalogue has {', '.join(map(repr, self._ids[:3]))}. "
+                "Check `interactions.item` and `items.id` in domain.toml."
+            )
+
+    def notes(self) -> list[str]:
+        """What the rules took, in their order."""
+        notes = []
+        for count in list(self.sieve.counts):
+            if count != "exact_duplicates":
+                notes += self.sieve.note(count)
+            if count == "events_of_other_types" and self._columns.event is not None:
+                absent = [name for name in self._config.interactions.keep_events or () if name not in self._types]
+                notes += [f"No event has the type '{name}' that keep_events lists." for name in absent]
+        return notes
+
+    def log(self) -> Log:
+        """What was kept, in the order of the file; may be asked for once."""
+        parts, self._log = self._log, []
+        who = self._users.sorted_numbers([part[0] for part in parts])
+        what = np.concatenate([part[1] for part in parts])
+        times = [part[2] for part in parts if part[2] is not None]
+        del parts
+        return Log(
+            users=self._users.ids(),
+            who=who,
+            what=what,
+            when=np.concatenate(times) if times else None,
+            keep_times=self._config.split.kind == "temporal",
+        )
+
+    def where(self, kept: int) -> str:
+        """Where the row stands that is the `kept`-th, from 0, of those that were not set aside."""
+        for place, packed in self._alive:
+            rows = np.flatnonzero(np.unpackbits(packed))
+            if kept < rows.size:
+                return place.where(int(rows[kept]))
+            kept -= rows.size
+        raise IndexError(kept)
+
+    def _drop_other_types(self, table: Table, alive: NDArray[np.bool_]) -> None:
+        """Keep the event types that domain.toml lists."""
+        self._left["types"] += int(alive.sum())
+        said, column = self._config.interactions, self._columns.event
+        none = np.zeros_like(alive)
+        if column is None or said.keep_events is None:
+            self.sieve.drop("events_of_other_types", table, alive, none, "")
+            return
+        types = table.ids(column)
+        self._types.update(types.filter(pl.Series(alive)).unique().to_list())
+        other = ~types.is_in(list(said.keep_events)).to_numpy()
+        what = "have an event type that keep_events does not list"
+        self.sieve.drop("events_of_other_types", table, alive, other, what, types)
+
+    def _drop_bad_times(self, table: Table, alive: NDArray[np.bool_]) -> pl.Series | None:
+        """Times in microseconds, None without a clock; rows whose time cannot be read are set aside."""
+        self._left["times"] += int(alive.sum())
+        column = self._columns.timestamp
+        if column is None:
+            self.sieve.drop("rows_with_bad_timestamp", table, alive, np.zeros_like(alive), "")
+            return None
+        raw = table.frame[column]
+        try:
+            micro = to_microseconds(raw)
+        except TypeError:
+            raise DataError(f"{table.path}: column '{column}' holds {raw.dtype}. {_TIMES}.") from None
+        if not self._untimed and alive.any():
+            first = int(alive.argmax())
+            self._untimed = f"{table.where(first)} has '{raw[first]}'"
+        bad = micro.is_null().to_numpy()
+        self.sieve.drop("rows_with_bad_timestamp", table, alive, bad, "have no readable time", raw)
+        return micro.fill_null(0)
+
+    def _drop_unknown(self, table: Table, alive: NDArray[np.bool_], item: pl.Series) -> pl.Series:
+        """Catalogue index of each row's item; rows whose item has no text are set aside, -1."""
+        self._left["items"] += int(alive.sum())
+        numbers = pl.int_range(self._ids.len(), eager=True, dtype=pl.Int32)
+        index = item.replace_strict(self._ids, numbers, default=-1, return_dtype=pl.Int32)
+        if len(self._unknown) < _SHOWN:
+            some = item.filter(pl.Series(alive)).unique(maintain_order=True).head(_SHOWN).to_list()
+            self._unknown = list(dict.fromkeys([*self._unknown, *some]))[:_SHOWN]
+        unknown = (index < 0).to_numpy()
+        what = "have an item that the catalogue lacks"
+        self.sieve.drop("events_with_unknown_item", table, alive, unknown, what, item)
+        return index
+
+
 def _blank(ids: pl.Series) -> NDArray[np.bool_]:
     """Which ids are empty or only spaces."""
     return (ids.str.strip_chars() == "").to_numpy()
-
-
-def _drop_other_types(said: Interactions, columns: Columns, sieve: _Sieve) -> None:
-    """Keep the event types that domain.toml lists."""
-    if columns.event is None or said.keep_events is None:
-        sieve.counts["events_of_other_types"] = 0
-        return
-    types = sieve.table.ids(columns.event)
-    other = ~types.is_in(list(said.keep_events)).to_numpy()
-    seen = sorted(types.filter(pl.Series(sieve.alive)).unique().to_list())
-    absent = [name for name in said.keep_events if name not in seen]
-    if len(absent) == len(said.keep_events):
-        raise DataError(
-            f"{sieve.table.path}: no row of column '{columns.event}' has a type in keep_events "
-            f"({', '.join(map(repr, said.keep_events))}); it holds {', '.join(map(repr, seen[:10]))}."
-        )
-    sieve.drop("events_of_other_types", other, "have an event type that keep_events does not list", types)
-    sieve.notes.extend(f"No event has the type '{name}' that keep_events lists." for name in absent)
-
-
-def _drop_bad_times(columns: Columns, sieve: _Sieve) -> pl.Series | None:
-    """Times in microseconds, None without a clock; rows whose time cannot be read are set aside."""
-    if columns.timestamp is None:
-        sieve.counts["rows_with_bad_timestamp"] = 0
-        return None
-    raw = sieve.table.frame[columns.timestamp]
-    rule = "Times are unix seconds (not milliseconds) or ISO date-times"
-    try:
-        micro = to_microseconds(raw)
-    except TypeError:
-        raise DataError(f"{sieve.table.path}: column '{columns.timestamp}' holds {raw.dtype}. {rule}.") from None
-    bad = micro.is_null().to_numpy()
-    if bad[sieve.alive].all():
-        row = int(np.flatnonzero(sieve.alive)[0])
-        raise DataError(
-            f"{sieve.table.path}: no time in column '{columns.timestamp}' can be read; "
-            f"{sieve.table.where(row)} has '{raw[row]}'. {rule}."
-        )
-    sieve.drop("rows_with_bad_timestamp", bad, "have no readable time", raw)
-    return micro.fill_null(0)
-
-
-def _drop_unknown(config: DomainConfig, catalogue: Catalogue, sieve: _Sieve, item: pl.Series) -> pl.Series:
-    """Catalogue index of each row's item; rows whose item has no text are set aside, -1."""
-    index = item.replace_strict(
-        pl.Series(catalogue.ids, dtype=pl.String),
-        pl.int_range(len(catalogue), eager=True, dtype=pl.Int32),
-        default=-1,
-        return_dtype=pl.Int32,
-    )
-    unknown = (index < 0).to_numpy()
-    if unknown[sieve.alive].all():
-        some = item.filter(pl.Series(sieve.alive)).unique(maintain_order=True).to_list()[:3]
-        raise DataError(
-            f"{sieve.table.path}: none of its items is in {config.items_path}: events have "
-            f"{', '.join(map(repr, some))}, the catalogue has {', '.join(map(repr, catalogue.ids[:3]))}. "
-            "Check `interactions.item` and `items.id` in domain.toml."
-        )
-    sieve.drop("events_with_unknown_item", unknown, "have an item that the catalogue lacks", item)
-    return index

@@ -12,6 +12,7 @@ counted, each time the domain is loaded, and the same numbers come out. Nothing 
 caller says what may be spent and how many users are *publicly* expected.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from isthmus.clients.data.catalogue import template_columns
 from isthmus.clients.data.clock import to_microseconds
 from isthmus.clients.data.domain import load_domain_data
-from isthmus.clients.data.events import open_interactions
-from isthmus.clients.data.tables import open_table
+from isthmus.clients.data.events import Columns, open_interactions
+from isthmus.clients.data.tables import Table, open_table
 from isthmus.config import DomainConfig, Interactions, Items, PrivacyPolicy, Split, TableFormat, load_domain
 from isthmus.errors import ConfigError
 
@@ -211,17 +213,20 @@ def _explained(error: ValidationError) -> ConfigError:
 
 def _copy(source: DomainConfig, folder: Path) -> DomainConfig:
     """Write both tables and return the configuration that reads them there."""
-    table, names, _ = open_interactions(source)
-    frame = pl.DataFrame({"user": table.ids(names.user), "item": table.ids(names.item)})
-    if names.timestamp is not None:
-        micro = to_microseconds(table.frame[names.timestamp])
-        frame = frame.with_columns(micro.cast(pl.Datetime("us", "UTC")).alias("timestamp"))
-    if names.event is not None:
-        frame = frame.with_columns(table.ids(names.event).alias("event"))
-    frame.write_parquet(folder / "interactions.parquet")
+    pieces, names, _ = open_interactions(source)
+    with contextlib.ExitStack() as opened:
+        writer = None
+        for piece in pieces:
+            frame = _copied(piece, names)
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(folder / "interactions.parquet", table.schema))
+            writer.write_table(table)
     interactions = {
         "path": "interactions.parquet",
-        **{column: column for column in frame.columns},
+        **{column: column for column in ("user", "item")},
+        **({} if names.timestamp is None else {"timestamp": "timestamp"}),
+        **({} if names.event is None else {"event": "event"}),
         **_given({"keep_events": source.interactions.keep_events}),
     }
 
@@ -240,6 +245,17 @@ def _copy(source: DomainConfig, folder: Path) -> DomainConfig:
         privacy=source.privacy,
         folder=folder,
     )
+
+
+def _copied(piece: Table, names: Columns) -> pl.DataFrame:
+    """Rows under the names of a domain folder."""
+    frame = pl.DataFrame({"user": piece.ids(names.user), "item": piece.ids(names.item)})
+    if names.timestamp is not None:
+        micro = to_microseconds(piece.frame[names.timestamp])
+        frame = frame.with_columns(micro.cast(pl.Datetime("us", "UTC")).alias("timestamp"))
+    if names.event is not None:
+        frame = frame.with_columns(piece.ids(names.event).alias("event"))
+    return frame
 
 
 _COMMENTS = {

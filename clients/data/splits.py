@@ -15,15 +15,19 @@ The input of a validation target is `train`, that of a test target `before_test`
 (of a user without test target: before `test_from`, or all). Both are cut to the latest `max_history` events, after
 splitting, so that a long test period cannot push the training events out.
 
-The rules in full are in docs/data.md. Everything is vectorised over users.
+The rules in full are in docs/data.md. Everything is vectorised over blocks of users.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.config import Split
+
+_BLOCK = 1 << 20
+"""Events looked at at once: what is worked out for each of them would else take many times their own memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +66,28 @@ class Histories:
     def lengths(self) -> NDArray[np.int64]:
         """(users,) events of each user."""
         return np.diff(self.offsets)
+
+    def blocks(self) -> Iterator[slice]:
+        """Users, some after the others, with about a million events each time; one with more stands alone."""
+        start = 0
+        while start < len(self):
+            stop = int(np.searchsorted(self.offsets, self.offsets[start] + _BLOCK, side="right")) - 1
+            stop = min(max(stop, start + 1), len(self))
+            yield slice(start, stop)
+            start = stop
+
+    def touched(self) -> NDArray[np.int64]:
+        """(items,) indices that occur, sorted."""
+        seen = np.zeros(int(self.items.max()) + 1 if self.items.size else 0, dtype=np.bool_)
+        seen[self.items] = True
+        return np.flatnonzero(seen)
+
+    def take(self, users: NDArray[np.int64]) -> "Histories":
+        """The rows of some users, in the order named."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        return Histories(offsets=offsets, items=self.items[at])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +186,12 @@ def split_histories(histories: Histories, times: NDArray[np.int64] | None, split
 
 def _count_before(histories: Histories, times: NDArray[np.int64], seconds: int) -> NDArray[np.int64]:
     """(users,) events of each user before a moment."""
-    running = np.concatenate([[0], np.cumsum(times < seconds * 1_000_000)])
-    return np.diff(running[histories.offsets])
+    counts = np.empty(len(histories), dtype=np.int64)
+    for users in histories.blocks():
+        offsets = histories.offsets[users.start : users.stop + 1]
+        running = np.concatenate([[0], np.cumsum(times[offsets[0] : offsets[-1]] < seconds * 1_000_000)])
+        counts[users] = np.diff(running[offsets - offsets[0]])
+    return counts
 
 
 def _rows(histories: Histories, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Histories:
@@ -169,8 +199,11 @@ def _rows(histories: Histories, start: NDArray[np.int64], stop: NDArray[np.int64
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     shift = histories.offsets[:-1] + start - offsets[:-1]  # (users,) from new position to old
-    at = np.arange(offsets[-1]) + np.repeat(shift, lengths)
-    return Histories(offsets=offsets, items=histories.items[at])
+    items = np.empty(offsets[-1], dtype=np.int32)
+    for users in histories.blocks():
+        new = slice(offsets[users.start], offsets[users.stop])
+        items[new] = histories.items[np.arange(new.start, new.stop) + np.repeat(shift[users], lengths[users])]
+    return Histories(offsets=offsets, items=items)
 
 
 def _pick(histories: Histories, at: NDArray[np.int64], wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -182,5 +215,10 @@ def _pick(histories: Histories, at: NDArray[np.int64], wanted: NDArray[np.bool_]
 
 def _repeats(rows: Histories, target: NDArray[np.int32]) -> int:
     """How many users have their target in their input."""
-    user = np.repeat(np.arange(len(rows)), rows.lengths())
-    return int(np.unique(user[rows.items == target[user]]).size)
+    count = 0
+    for users in rows.blocks():
+        offsets = rows.offsets[users.start : users.stop + 1]
+        user = np.repeat(np.arange(users.start, users.stop), np.diff(offsets))
+        hits = rows.items[offsets[0] : offsets[-1]] == target[user]
+        count += int(np.unique(user[hits]).size)
+    return count

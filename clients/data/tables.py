@@ -4,6 +4,7 @@
     source.columns                                  # header, types of RecBole removed
     table = source.read({"interactions.user": "user", "interactions.item": "item"})
     table.ids("user")                               # (rows,) text: "007" stays "007"
+    for piece in source.pieces({...}):              # the same rows, some at a time
 
     read_sequences(Path("seq.tsv.gz"))              # user <tab> item item item ..., as rows of user, item
 
@@ -15,18 +16,22 @@ here: what is not the declared layout raises `DataError` with file, line and way
 import difflib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from isthmus.clients.data.rawtext import check_fields, has_regular_quotes, quoted_header, read_irregular, read_text
 from isthmus.config import TableFormat
 from isthmus.errors import ConfigError, DataError
 
+_PIECE = 1 << 20
+"""Rows of a piece, more or less."""
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -58,17 +63,30 @@ class Table:
         path: The file, for messages.
         frame: (rows, columns asked for); text layouts give text columns, Parquet its own types.
         lines: (rows,) line of each row in a text file, from 1; None for Parquet, which has rows only.
-        blank_lines: Empty lines that were set aside.
+        blank_lines: Empty lines that were set aside; of a piece, those of the whole file with the first.
+        first: Row of the file with which a piece begins, from 0.
     """
 
     path: Path
     frame: pl.DataFrame
     lines: NDArray[np.int64] | None
     blank_lines: int
+    first: int = 0
 
     def where(self, row: int) -> str:
         """Where a row stands in the file, e.g. "line 7"."""
-        return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+        return f"row {self.first + row + 1}" if self.lines is None else f"line {self.lines[row]}"
+
+    def pieces(self) -> Iterator["Table"]:
+        """The rows in order, some at a time."""
+        for start in range(0, self.frame.height, _PIECE):
+            yield Table(
+                path=self.path,
+                frame=self.frame.slice(start, _PIECE),
+                lines=None if self.lines is None else self.lines[start : start + _PIECE],
+                blank_lines=0 if start else self.blank_lines,
+                first=start,
+            )
 
     def ids(self, column: str) -> pl.Series:
         """A column as id text, "" where missing; ids are never parsed, trimmed or normalised.
@@ -119,13 +137,28 @@ class Source(ABC):
         Raises:
             DataError: If a column is missing (naming the nearest), a row is broken, or there are no rows.
         """
+        table = self._rows(self._names(wanted))
+        if not table.frame.height:
+            raise self._empty()
+        return table
+
+    def pieces(self, wanted: Mapping[str, str]) -> Iterator[Table]:
+        """The rows that `read` gives, some at a time; a text file's bytes are held all the same.
+
+        Raises:
+            DataError: As `read`, at the first piece or, of broken rows, when they are met.
+        """
+        yield from self.read(wanted).pieces()
+
+    def _names(self, wanted: Mapping[str, str]) -> list[str]:
+        """Columns in file order; refuses what is not there."""
         for key, name in wanted.items():
             if name not in self.columns:
                 raise self._missing(key, name)
-        table = self._rows(sorted(set(wanted.values()), key=self.columns.index))
-        if not table.frame.height:
-            raise DataError(f"{self.path}: the file has a header but no rows")
-        return table
+        return sorted(set(wanted.values()), key=self.columns.index)
+
+    def _empty(self) -> DataError:
+        return DataError(f"{self.path}: the file has a header but no rows")
 
     @abstractmethod
     def _rows(self, names: list[str]) -> Table:
@@ -220,6 +253,34 @@ class _ParquetSource(Source):
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(path, error) from None
         super().__init__(path, columns)
+
+    def pieces(self, wanted: Mapping[str, str]) -> Iterator[Table]:
+        """As `Source.pieces`, and no more than a piece is in memory."""
+        names, first = self._names(wanted), 0
+        for rows in self._piece_sizes():
+            try:
+                frame = pl.scan_parquet(self.path, glob=False).select(names).slice(first, rows).collect()
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise self._unreadable(self.path, error) from None
+            yield Table(path=self.path, frame=frame, lines=None, blank_lines=0, first=first)
+            first += rows
+        if not first:
+            raise self._empty()
+
+    def _piece_sizes(self) -> list[int]:
+        """Rows of each piece: whole row groups, because part of one costs as much to read as all of it."""
+        try:
+            with pq.ParquetFile(self.path) as file:
+                groups = [file.metadata.row_group(at).num_rows for at in range(file.metadata.num_row_groups)]
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(self.path, error) from None
+        sizes: list[int] = []
+        for rows in groups:
+            if sizes and sizes[-1] + rows <= _PIECE:
+                sizes[-1] += rows
+            elif rows:
+                sizes.append(rows)
+        return sizes
 
     def _rows(self, names: list[str]) -> Table:
         try:

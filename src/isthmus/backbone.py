@@ -112,25 +112,60 @@ class Backbone(nn.Module):
 
     def residual(self, history: Tensor) -> Tensor:
         """What is learned: (users, positions, features) to the same shape."""
+        x: Tensor = self.head(self.norm(self._encode(self.embed(history))))
+        return x
+
+    def residual_after(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """What is learned after whole histories: row `lengths - 1` of `residual`, the other rows left out at the end.
+
+        Args:
+            embedded: (users, positions, width) `embed` of each user's items, oldest first, anything behind them.
+            lengths: (users,) items of each history, at least 1.
+
+        Returns:
+            (users, features).
+        """
+        x: Tensor = self.head(self.norm(self._encode(embedded)[torch.arange(len(lengths)), lengths - 1]))
+        return x
+
+    def embed(self, features: Tensor) -> Tensor:
+        """What the encoder sees of items: (..., features) to (..., width)."""
         # Rows of unit length have entries of about 1 / sqrt(features); the adaptor's start expects about 1.
-        x: Tensor = self.positions(self.adaptor(history * math.sqrt(history.shape[2])))
+        x: Tensor = self.adaptor(features * math.sqrt(features.shape[-1]))
+        return x
+
+    def _encode(self, embedded: Tensor) -> Tensor:
+        """(users, positions, width) to the same shape."""
+        x: Tensor = self.positions(embedded)
         for block in self.blocks:
             x = block(x)
-        x = self.head(self.norm(x))
         return x
 
     def prior(self, history: Tensor) -> Tensor:
-        """The text prior: direction of the decayed sum of the last items' features, same shape as `history`."""
-        steps = torch.arange(history.shape[1])
-        age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
-        weight = torch.where(
-            (age >= 0) & (age < self.config.prior_items),
-            torch.tensor(self.config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
-            torch.zeros((), dtype=history.dtype),
-        )
-        total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
-        scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
-        return scaled
+        """The text prior: as `text_prior`, of this backbone's shape."""
+        return text_prior(history, self.config)
+
+
+def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
+    """Direction of the decayed sum of the last items' features: what an untrained backbone predicts.
+
+    Args:
+        history: (users, positions, features), as for `Backbone.forward`.
+        config: Says how many items count, and how much.
+
+    Returns:
+        (users, positions, features); row t has seen items 0 to t.
+    """
+    steps = torch.arange(history.shape[1])
+    age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
+    weight = torch.where(
+        (age >= 0) & (age < config.prior_items),
+        torch.tensor(config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
+        torch.zeros((), dtype=history.dtype),
+    )
+    total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
+    scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
+    return scaled
 
 
 def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:

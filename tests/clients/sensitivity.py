@@ -168,8 +168,9 @@ def user_gradient(case: Case, row: tuple[int, ...]) -> Tensor:
     features = torch.from_numpy(case.features)
     rivals = find_rivals(histories_of((row,)), features, SHAPE, count=TRAINING.rivals, positions=TRAINING.positions)
     losses = []
-    for at in range(max(1, len(row) - TRAINING.positions), len(row)):
-        others = rivals.items[at].tolist()
+    first = max(1, len(row) - TRAINING.positions)
+    for at in range(first, len(row)):
+        others = rivals.items[at - first].tolist()
         if row[at] in others:
             seen = list(row[max(0, len(row) - 1 - SHAPE.positions) : at])
             query = backbone(features[seen].double()[None])[0, -1]

@@ -7,10 +7,12 @@ from tests.clients.sensitivity import SHAPE as CONFIG
 from tests.clients.sensitivity import randomise
 
 from isthmus.backbone import Backbone
+from isthmus.clients import backbone_scorer as module
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import Histories
 from isthmus.clients.scorers import TextNeighbours, rank_users
 from isthmus.config import BackboneConfig
+from isthmus.metrics import ndcg_at_k
 
 ROWS = [[3, 1, 4], [], [5], [9, 2, 6, 5, 3, 5, 8, 7], [1, 1]]
 
@@ -68,3 +70,41 @@ def test_an_untrained_backbone_ranks_as_the_text_neighbours() -> None:
     np.testing.assert_array_equal(ours, theirs)
     residual = BackboneScorer(backbone, torch.from_numpy(features), residual_only=True)
     assert not residual.score(histories, users).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sifting_drops_nobody_whose_item_is_among_the_first(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Twin items, seen items, repeats and empty histories: gains at the cut-off are those of all ranks."""
+    monkeypatch.setattr(module, "_SAMPLE", 30)
+    monkeypatch.setattr(module, "_SIFTED", 64)
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(240, 8))
+    features[120:] = features[:120]  # every item has a twin with the same text
+    features = torch.from_numpy((features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32))
+    rows = [rng.integers(0, 240, length) for length in rng.integers(0, 40, 300)]
+    histories = Histories(
+        offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64), items=np.concatenate(rows).astype(np.int32)
+    )
+    backbone = Backbone(8, BackboneConfig(width=8, heads=2, layers=1, feedforward=8))
+    if seed % 2:
+        torch.nn.init.normal_(backbone.head.weight, std=0.3)
+    scorer, users = BackboneScorer(backbone, features), rng.permutation(300)
+    targets = rng.integers(0, 240, 300).astype(np.int32)
+    beyond = scorer.beyond(histories, users, targets, 10)
+    exact = rank_users(scorer, histories, users, targets)
+    assert beyond.mean() > 0.5, "most need not be ranked"
+    assert (exact[beyond] > 10).all()
+    sifted = rank_users(scorer, histories, users, targets, within=10)
+    np.testing.assert_array_equal(ndcg_at_k(sifted, 10), ndcg_at_k(exact, 10))
+
+
+def test_a_query_that_is_not_finite_is_sifted_out_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is clear about NaN, so its users are ranked in full, and come last."""
+    monkeypatch.setattr(module, "_SAMPLE", 10)
+    features = torch.rand(60, 4)
+    backbone = Backbone(4, BackboneConfig(width=8, heads=2, layers=1, feedforward=8))
+    torch.nn.init.constant_(backbone.head.weight, torch.nan)
+    histories = Histories(offsets=np.array([0, 2]), items=np.array([3, 4], dtype=np.int32))
+    scorer, targets = BackboneScorer(backbone, features), np.array([7], dtype=np.int32)
+    assert not scorer.beyond(histories, np.array([0]), targets, 10).any()
+    assert rank_users(scorer, histories, np.array([0]), targets, within=10).tolist() == [58]

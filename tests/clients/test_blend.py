@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from isthmus.clients.blend import Blend, Signal, Signals, check_weights, peak_scale
+from isthmus.clients import blend as blend_module
+from isthmus.clients.blend import Blend, Signal, Signals, check_weights, peak_scale, rank_blends
 from isthmus.clients.data import Histories
-from isthmus.clients.scorers import ItemCf, Popularity, TextNeighbours
+from isthmus.clients.scorers import ItemCf, Popularity, TextNeighbours, rank_users
 
 ROWS = Histories(offsets=np.array([0, 3, 5, 5]), items=np.array([0, 1, 0, 2, 3], dtype=np.int32))
 FEATURES = np.eye(6, 4, dtype=np.float32)  # the last two items have no text
@@ -95,3 +96,28 @@ def test_weights_that_cannot_rank_are_refused(weights: dict[Signal, float]) -> N
     """Nothing, zero, negative and NaN."""
     with pytest.raises(ValueError, match="weights must be finite"):
         check_weights(weights)
+
+
+def test_blends_that_share_their_signals_rank_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every signal is scored once per chunk of users, whatever number of blends needs it; no chunk changes a rank."""
+    monkeypatch.setattr(blend_module, "chunk_users", lambda _items: 7)
+    rng = np.random.default_rng(3)
+    rows = Histories(offsets=np.arange(0, 121, 6), items=rng.integers(0, 40, 120).astype(np.int32))
+    users, targets = rng.permutation(20), rng.integers(0, 40, 20).astype(np.int32)
+    backbone = Fixed(rng.normal(size=(20, 40)).astype(np.float32))
+    features = rng.normal(size=(40, 4)).astype(np.float32)
+    signals = Signals.fit(rows, features=features, backbone=backbone)
+    blends = {
+        "text": {Signal.TEXT: 1.0},
+        "popularity": {Signal.POPULARITY: 0.2, Signal.TEXT: 0.0},
+        "all": {Signal.TEXT: 0.3, Signal.ITEM_CF: 0.3, Signal.POPULARITY: 0.1, Signal.BACKBONE: 0.3},
+    }
+    found = rank_blends(signals, blends, rows, users, targets)
+    assert list(found) == list(blends)
+    for name, weights in blends.items():
+        alone = rank_users(Blend(signals=signals, weights=weights), rows, users, targets)
+        assert found[name].tolist() == alone.tolist()
+    with pytest.raises(ValueError, match="one target"):
+        rank_blends(signals, blends, rows, users, targets[:3])
+    with pytest.raises(ValueError, match="not all 0"):
+        rank_blends(signals, {"none": {}}, rows, users, targets)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from isthmus.clients.data import Histories
@@ -128,6 +130,64 @@ def test_ranks_do_not_depend_on_the_chunk() -> None:
     whole = rank_targets(scorer.score(rows, users), targets, [rows.row(user) for user in range(23)])
     for chunk in (1, 5, 23, 100):
         assert rank_users(scorer, rows, users, targets, chunk=chunk).tolist() == whole.tolist()
+
+
+def naive_ranks(scorer: Scorer, rows: Histories, users: list[int], targets: list[int]) -> list[int]:
+    """One user after the other: score all items, leave the seen ones out, sort, find the target behind its equals."""
+    ranks = []
+    for user, target in zip(users, targets, strict=True):
+        scores = scorer.score(rows, np.array([user]))[0].astype(np.float64)
+        seen = rows.row(user)
+        if target not in seen:
+            scores[seen] = -np.inf
+        order = np.argsort(-scores, kind="stable")
+        place = int(np.flatnonzero(order == target)[0])
+        while place + 1 < len(order) and scores[order[place + 1]] == scores[target]:
+            place += 1
+        ranks.append(place + 1)
+    return ranks
+
+
+@given(st.data())
+def test_ranks_equal_those_of_the_naive_loop(data: st.DataObject) -> None:
+    """Every kind of scorer; features are small whole numbers, so that sums are exact in any order and ties abound."""
+    items = data.draw(st.integers(1, 12))
+    item = st.integers(0, items - 1)
+    rows = histories(*data.draw(st.lists(st.lists(item, max_size=8), min_size=1, max_size=6)))
+    users = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
+    targets = [data.draw(item) for _ in users]
+    numbers = st.lists(st.integers(-2, 2), min_size=items * 2, max_size=items * 2)
+    features = np.array(data.draw(numbers), dtype=np.float32).reshape(items, 2)
+    chunk = data.draw(st.none() | st.integers(1, 5))
+    scorers: list[Scorer] = [
+        Popularity.fit(rows, items=items),
+        ItemCf.fit(rows, items=items, decay=0.5),
+        TextNeighbours(features=features, decay=0.5),
+    ]
+    for scorer in scorers:
+        found = rank_users(scorer, rows, np.array(users, np.int64), np.array(targets, np.int32), chunk=chunk)
+        assert found.tolist() == naive_ranks(scorer, rows, users, targets)
+
+
+class Watched:
+    """A scorer that notes how many scores were asked for at once."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self.most = 0
+
+    def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Zeros."""
+        self.most = max(self.most, len(users) * self.items)
+        return np.zeros((len(users), self.items), np.float32)
+
+
+@pytest.mark.parametrize(("items", "most"), [(50, 256 * 50), (40_000, 104 * 40_000), (500_000, 16 * 500_000)])
+def test_ranking_never_holds_the_scores_of_all_users(items: int, most: int) -> None:
+    """At most four million scores at once, or those of 16 users where a catalogue is larger still."""
+    scorer, rows = Watched(items), histories(*[[0]] * 300)
+    assert rank_users(scorer, rows, np.arange(300), np.ones(300, np.int32)).tolist() == [items - 1] * 300
+    assert scorer.most == most
 
 
 def test_each_user_needs_a_target() -> None:

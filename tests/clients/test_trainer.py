@@ -374,9 +374,14 @@ def test_a_batch_holds_the_latest_positions_and_only_learnable_ones() -> None:
     for user, length in enumerate(lengths):
         stop, count = int(users.histories.offsets[user + 1]), min(max(length - 1, 0), SHAPE.positions)
         rows = list(range(stop - count, stop))
-        assert batch.event[user, :count].tolist() == rows
         assert batch.history[user, :count].tolist() == [int(users.histories.items[row - 1]) for row in rows]
-        learnable = [row >= stop - 3 and int(users.rivals.place[row]) >= 0 for row in rows]
+        own = users.rivals.of(np.array([user]))
+        first = stop - len(own.place)  # row of the first event that is looked at
+        events = batch.event[user, :count].tolist()
+        for row, event in zip(rows, events, strict=True):
+            if row >= first:
+                assert torch.equal(batch.rivals.items[event], own.items[row - first])
+        learnable = [row >= stop - 3 and int(own.place[row - first]) >= 0 for row in rows]
         learnable += [False] * (SHAPE.positions - count)
         expected = np.array(learnable) / max(sum(learnable), 1)
         np.testing.assert_allclose(batch.weight[user].numpy(), expected)
