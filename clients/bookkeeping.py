@@ -190,7 +190,7 @@ class BookKeeping:
                 value.sum().backward()  # type: ignore[no-untyped-call]
         uses, self._uses = self._uses, []
         entries = [entry for use in uses for entry in _entries(use, users=len(value))] if len(value) else []
-        return _Books(self._parameters, entries, users=value.detach())
+        return _Books(self._parameters, entries, users=len(value))
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Open a line for a use of a layer."""
@@ -221,8 +221,10 @@ class BookKeeping:
 class _Books:
     """Entries of all layers, balanced on demand."""
 
-    def __init__(self, parameters: list[nn.Parameter], entries: list[Entry], *, users: Tensor) -> None:
-        self._parameters, self._users = parameters, users
+    def __init__(self, parameters: list[nn.Parameter], entries: list[Entry], *, users: int) -> None:
+        self._parameters = parameters
+        # In the precision of the parameters: a loss that autocast has rounded must not round norms.
+        self._none = parameters[0].new_zeros(users) if parameters else torch.zeros(users)
         rows: dict[int, list[Rows]] = {}
         whole: dict[int, list[Whole]] = {}
         for entry in entries:
@@ -233,7 +235,7 @@ class _Books:
 
     def norms(self) -> Tensor:
         """(users,) over all parameters together."""
-        squares = torch.zeros_like(self._users)
+        squares = self._none.clone()
         for whole in self._whole.values():
             squares += whole.flatten(1).square().sum(dim=1)
         gram = _Grams()
@@ -243,7 +245,7 @@ class _Books:
 
     def weighted_sum(self, factors: Tensor) -> list[Tensor]:
         """One product per matrix, over the rows of all users."""
-        factors = factors.to(self._users.dtype)
+        factors = factors.to(self._none.dtype)
         absent = factors == 0
         total: list[Tensor] = []
         for parameter in self._parameters:
@@ -341,6 +343,8 @@ def _entries(use: _Use, *, users: int) -> Iterator[Entry]:
         )
     if use.given._version != use.version:  # noqa: SLF001 - the counter that autograd keeps
         raise EngineError(f"what was given to a layer ({name}) was changed in place afterwards; make a new tensor.")
+    exact = next(use.layer.parameters()).dtype  # of the parameter, not of what autocast made of the products
+    use.given, use.kept, use.slope = use.given.to(exact), use.kept.to(exact), use.slope.to(exact)
     for entry in RULES[type(use.layer)](use):
         if entry.parameter.requires_grad:
             yield entry

@@ -13,8 +13,11 @@ References: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, a
 et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018 (user level).
 """
 
+import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +32,8 @@ from isthmus.clients.data import Histories
 from isthmus.clients.gradients import Engine, Losses, OpacusHooks, UserGradients, require_separable
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder, Rivals
-from isthmus.config import DomainCompute, EngineName, PrivacyPolicy, TrainingConfig
+from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
 from isthmus.records import Arrays, Recipe
@@ -136,12 +140,12 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
         All tensors are one vector to the noise, because C bounds what a user adds to all of them together.
         """
-        sums = np.concatenate([parameter.summed_grad.numpy().ravel() for parameter in self.params])
+        sums = np.concatenate([parameter.summed_grad.cpu().numpy().ravel() for parameter in self.params])
         stddev = self.noise_multiplier * self.max_grad_norm
         noisy = torch.from_numpy(self._randomness.noisy(sums, stddev=stddev, sensitivity=self.max_grad_norm))
         parts = torch.split(noisy, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
-            parameter.grad = part.view(parameter.shape)
+            parameter.grad = part.view(parameter.shape).to(parameter.device)
 
     def scale_grad(self) -> None:
         """Divide by the public constant."""
@@ -198,12 +202,16 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
         - Exactly `policy.steps_per_round` noisy steps, whatever the batches held (an empty one too).
         - The update depends on the data only through the noisy, clipped sums.
     """
+    place = _Place(compute)
+    backbone, users = place.settle(backbone, users)
     shared = shared_parameters(backbone)
     before = {name: parameter.detach().clone() for name, parameter in shared.items()}
     sgd = torch.optim.SGD(shared.values(), lr=training.learning_rate, momentum=training.momentum)
     optimizer = PrivateOptimizer(sgd, plan=plan, policy=policy, randomness=randomness)
     make = ENGINES[compute.engine]
-    _require_separable(make, backbone, users, training)
+    cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
+    losses = functools.partial(_losses, place, backbone, users, training.temperature)
+    _require_separable(make, backbone, users, cut, functools.partial(losses, contextlib.nullcontext))
     with make(backbone) as engine:
         for _ in range(policy.steps_per_round):
             # 1. Who is in the batch: every user alike, whether or not there is something to learn from them.
@@ -211,14 +219,12 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
             # 2. Clipped sum over the batch, some users at a time.
             lengths = np.minimum(users.histories.lengths()[chosen], backbone.config.positions)
             for some in micro_batches(lengths):
-                batch = make_batch(users, chosen[some], positions=backbone.config.positions, losses=training.positions)
-                losses = functools.partial(user_losses, backbone, users, batch, training.temperature)
-                optimizer.accumulate(engine.gradients(losses))
+                optimizer.accumulate(engine.gradients(functools.partial(losses, place.products, cut(chosen[some]))))
             # 3. Noise, the public divisor, then what needs no data.
             optimizer.attach_step_hook(_Proximal(shared, before, proximal_mu))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return {name: (parameter.detach() - before[name]).numpy() for name, parameter in shared.items()}
+    return {name: (parameter.detach() - before[name]).cpu().numpy() for name, parameter in shared.items()}
 
 
 def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
@@ -275,18 +281,81 @@ def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int,
     )
 
 
+class _Place:
+    """The one place where anything moves to the device that trains.
+
+    Args:
+        compute: Names it.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+
+    def __init__(self, compute: DomainCompute) -> None:
+        self.device = torch.device(compute.device)
+        self._half = compute.precision is Precision.BFLOAT16
+        there = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        if (self.device.index or 0) >= there:
+            raise ConfigError(f"`compute.device`: there is no {compute.device} here, torch sees {there} CUDA devices")
+
+    def settle(self, backbone: Backbone, users: TrainingSet) -> tuple[Backbone, TrainingSet]:
+        """What stays there for a round."""
+        return backbone.to(self.device), dataclasses.replace(users, features=users.features.to(self.device))
+
+    def send(self, batch: Batch) -> Batch:
+        """A batch, without waiting for it to arrive."""
+        if self.device.type == "cpu":
+            return batch
+        items, found = self._sent(batch.rivals.items), self._sent(batch.rivals.place)
+        return Batch(
+            history=self._sent(batch.history),
+            event=self._sent(batch.event),
+            weight=self._sent(batch.weight),
+            rivals=dataclasses.replace(batch.rivals, items=items, place=found),
+        )
+
+    def products(self) -> torch.autocast:
+        """In which layers multiply as precisely as was asked for."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _losses(  # noqa: PLR0913, PLR0917 - filled in one after the other
+    place: _Place,
+    backbone: Backbone,
+    users: TrainingSet,
+    temperature: float,
+    products: Callable[[], AbstractContextManager[object]],
+    batch: Batch,
+) -> Tensor:
+    """Losses of a batch, computed where the backbone is."""
+    with products():
+        return user_losses(backbone, users, place.send(batch), temperature)
+
+
 def _require_separable(
-    make: Callable[[nn.Module], Engine], backbone: Backbone, users: TrainingSet, training: TrainingConfig
+    make: Callable[[nn.Module], Engine],
+    backbone: Backbone,
+    users: TrainingSet,
+    cut: Callable[[NDArray[np.int64]], Batch],
+    losses: Callable[[Batch], Tensor],
 ) -> None:
     """Try the engine on the first few users that have something to learn from; nothing of them is kept."""
-    cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
-    first = np.flatnonzero(np.diff(users.histories.offsets[: _LOOKED_AT + 1]) > 1)
+    first = np.flatnonzero(users.histories.lengths()[:_LOOKED_AT] > 1)
     learning = first[cut(first).weight.sum(dim=1).numpy() > 0][:_TRIED]
+    require_separable(make, backbone, functools.partial(_losses_of, losses, cut, learning), len(learning))
 
-    def losses(places: Sequence[int]) -> Losses:
-        return functools.partial(user_losses, backbone, users, cut(learning[list(places)]), training.temperature)
 
-    require_separable(make, backbone, losses, len(learning))
+def _losses_of(
+    losses: Callable[[Batch], Tensor],
+    cut: Callable[[NDArray[np.int64]], Batch],
+    users: NDArray[np.int64],
+    places: Sequence[int],
+) -> Losses:
+    """Losses of those at some places among users."""
+    return functools.partial(losses, cut(users[list(places)]))
 
 
 def micro_batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -156,12 +156,12 @@ def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
     Returns:
         (users, positions, features); row t has seen items 0 to t.
     """
-    steps = torch.arange(history.shape[1])
+    steps = torch.arange(history.shape[1], device=history.device)
     age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
     weight = torch.where(
         (age >= 0) & (age < config.prior_items),
-        torch.tensor(config.prior_decay, dtype=history.dtype) ** age.to(history.dtype),
-        torch.zeros((), dtype=history.dtype),
+        history.new_tensor(config.prior_decay) ** age.to(history.dtype),
+        history.new_zeros(()),
     )
     total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
     scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)

@@ -150,14 +150,34 @@ class EngineName(enum.StrEnum):
     OPACUS = "opacus"
 
 
+class Precision(enum.StrEnum):
+    """In which precision layers multiply; norms, clipped sums and noise are in the parameters' own."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class DomainCompute(Section):
-    """How a domain computes; nothing here changes what is released.
+    """How a domain computes; nothing here changes a guarantee.
 
     Attributes:
         engine: `bookkeeping` (norms and clipped sums without any user's gradient), or `opacus`, the reference.
+        device: Where a round trains: `cpu`, `cuda`, or `cuda:N`. Everything else is on the CPU.
+        precision: Of products inside layers. `bfloat16` needs the book-keeping engine.
     """
 
     engine: Annotated[EngineName, Field(strict=False)] = EngineName.BOOKKEEPING
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    precision: Annotated[Precision, Field(strict=False)] = Precision.FLOAT32
+
+    @model_validator(mode="after")
+    def _norms_need_books(self) -> Self:
+        """Opacus computes norms in the precision of the layer."""
+        if self.precision is not Precision.FLOAT32 and self.engine is not EngineName.BOOKKEEPING:
+            raise ValueError(
+                f'`precision = "{self.precision}"` needs `engine = "bookkeeping"`: Opacus would compute norms in it'
+            )
+        return self
 
 
 class DomainConfig(Section):

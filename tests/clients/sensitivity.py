@@ -25,7 +25,15 @@ from isthmus.clients import trainer
 from isthmus.clients.data import Histories
 from isthmus.clients.rivals import find_rivals
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
-from isthmus.config import BackboneConfig, DomainCompute, EngineName, FeatureConfig, PrivacyPolicy, TrainingConfig
+from isthmus.config import (
+    BackboneConfig,
+    DomainCompute,
+    EngineName,
+    FeatureConfig,
+    Precision,
+    PrivacyPolicy,
+    TrainingConfig,
+)
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.noise import Floats
 from isthmus.privacy.plan import DpSgdConfig, DpSgdPlan
@@ -92,6 +100,8 @@ class Served:
     engine: EngineName = EngineName.BOOKKEEPING
     optimizer: type[DPOptimizer] = PrivateOptimizer
     losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor] = user_losses
+    device: str = "cpu"
+    precision: Precision = Precision.FLOAT32
     tried: bool = True
     """Whether the round may first try whether users can be told apart; a mutant that cannot pass that goes without."""
 
@@ -110,7 +120,7 @@ class Served:
                 plan=PLAN,
                 proximal_mu=0.0,
                 randomness=Silent(case.chosen),
-                compute=DomainCompute(engine=self.engine),
+                compute=DomainCompute(engine=self.engine, device=self.device, precision=self.precision),
             )
         flat = np.concatenate([tensor.ravel() for tensor in update.values()]).astype(np.float64)
         return torch.from_numpy(flat) * (-DIVISOR / TRAINING.learning_rate)

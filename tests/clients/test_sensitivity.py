@@ -39,8 +39,8 @@ from isthmus.backbone import Backbone
 from isthmus.clients import trainer
 from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, user_losses
-from isthmus.config import EngineName
-from isthmus.errors import EngineError
+from isthmus.config import EngineName, Precision
+from isthmus.errors import ConfigError, EngineError
 
 
 def only(case: Case, user: int) -> Case:
@@ -327,3 +327,30 @@ def test_a_round_refuses_what_it_cannot_clip(engine: EngineName) -> None:
         Served(engine=engine, losses=in_batch_losses)(case)
     with pytest.raises(EngineError, match="cannot be told apart"):
         Served(engine=engine)(dataclasses.replace(case, backbone=TiedBackbone(case.backbone)))
+
+
+def test_half_precision_moves_the_sum_and_not_the_bound() -> None:
+    """Layers multiply in bfloat16: the sum is off by a few percent, and no user adds more than C."""
+    case = make_case(RAGGED, seed=1, single=True)
+    half = Served(precision=Precision.BFLOAT16)
+    error = float((half(case) - brute_force(case)).norm()) / case.clip
+    assert 1e-4 < error < 0.2
+    alone = [float(half(only(case, user)).norm()) / case.clip for user in range(len(case.rows))]
+    assert max(alone) <= 1 + SINGLE
+    assert max(alone) > 0.99, "nobody is clipped: the bound was not tried"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gpu_gives_the_same_sum(engine: EngineName) -> None:
+    """Float32 there, float64 here."""
+    case = make_case(RAGGED, seed=1, single=True)
+    assert_matches_brute_force(Served(engine=engine, device="cuda"), case, tolerance=1e-4)
+    assert_user_moves_at_most_c(Served(engine=engine, device="cuda"), case, tolerance=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_one_error() -> None:
+    """Named, before anything is computed."""
+    with pytest.raises(ConfigError, match=r"compute\.device.*there is no cuda here, torch sees 0"):
+        Served(device="cuda")(make_case([3, 4], seed=1, single=True))
