@@ -30,9 +30,10 @@ from isthmus.clients.data import Histories
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import Rivals, find_rivals
 from isthmus.config import PrivacyPolicy, TrainingConfig
+from isthmus.encoding import Arrays
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
-from isthmus.records import Arrays, Recipe
+from isthmus.records import Recipe
 
 _MICRO_BATCH = 256
 """Users whose gradients are in memory at once; changes nothing but memory."""

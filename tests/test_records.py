@@ -97,6 +97,77 @@ def test_a_request_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict
     assert all(back.digest(kind) == request.digest(kind) for kind in Kind)
 
 
+CHANGED = {"steps": np.array([[-127, 0, 127]], np.int8), "halves": np.array([0x3F80, 0xC000], np.uint16)}
+SCALES = {"steps": 2.0**-10}
+
+
+@pytest.mark.parametrize("carry", [over_the_wire, RecordDict])
+def test_encoded_tensors_come_back_as_they_were(carry: Callable[[RecordDict], RecordDict]) -> None:
+    """With dtypes and scales, in both directions; as many bytes as values, names and little else."""
+    digests = {"base": "12" * 32, "parameters": "34" * 32}
+    request = RoundRequest(run="r1", round=2, recipe=RECIPE, arrays=CHANGED, scales=SCALES, **digests)
+    asked = RoundRequest.from_records(carry(request.to_records()))
+    assert (asked.base, asked.parameters, asked.scales) == (digests["base"], digests["parameters"], SCALES)
+    assert all(asked.digest(kind) == request.digest(kind) for kind in Kind)
+    reply = RoundReply(domain="books", run="r1", round=2, arrays=CHANGED, values=SCALES)
+    answered = RoundReply.from_records(carry(reply.to_records()))
+    assert answered.values == SCALES
+    for back in (asked.arrays, answered.arrays):
+        assert {name: (each.dtype, each.tolist()) for name, each in back.items()} == {
+            name: (each.dtype, each.tolist()) for name, each in CHANGED.items()
+        }
+    take_identity(1)
+    message = Message(reply.to_records(), dst_node_id=2, message_type="train")
+    assert content_bytes(message) == 3 + 4 + len("steps") + len("halves") + len("steps") + 8
+
+
+def test_how_parameters_are_sent_does_not_change_the_request() -> None:
+    """Whole, as a change of earlier ones, or not at all: one digest, so one signature and one answer."""
+    whole = RoundRequest(run="r1", round=2, recipe=RECIPE, arrays=ARRAYS)
+    digests = {"base": "12" * 32, "parameters": arrays_digest(ARRAYS).hex()}
+    change = RoundRequest(run="r1", round=2, recipe=RECIPE, arrays=CHANGED, scales=SCALES, **digests)
+    nothing = RoundRequest(
+        run="r1", round=2, recipe=RECIPE, base=digests["parameters"], parameters=digests["parameters"]
+    )
+    others = RoundRequest(run="r1", round=2, recipe=RECIPE, base="12" * 32, parameters="56" * 32)
+    assert whole.digest(Kind.UPDATE) == change.digest(Kind.UPDATE) == nothing.digest(Kind.UPDATE)
+    assert whole.digest(Kind.UPDATE) != others.digest(Kind.UPDATE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": "12" * 32}, "'parameters' must be 64 hex digits"),
+        ({"base": "12" * 32, "parameters": "x" * 64}, "'parameters' must be 64 hex digits"),
+        ({"base": "../../etc/passwd", "parameters": "12" * 32}, "'base' must be 64 hex digits"),
+        ({"base": "AB" * 32, "parameters": "12" * 32}, "'base' must be 64 hex digits"),
+        ({"parameters": "12" * 32}, "one of both"),
+        ({"whitening": {"mean": np.ones(2, np.int8)}}, "whitening that came along is not float32"),
+    ],
+)
+def test_a_request_that_names_its_parameters_badly_is_refused(changes: dict[str, object], words: str) -> None:
+    """A digest is a digest, and there are two of them or none."""
+    with pytest.raises(Refused, match=words):
+        RoundRequest(run="r1", round=2, recipe=RECIPE, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("dtype", "bytes_"), [("int8", 5), ("int8", 7), ("uint16", 6), ("uint16", 11), ("int8", 0)])
+def test_raw_bytes_that_are_not_of_their_shape_are_refused(dtype: str, bytes_: int) -> None:
+    """Too few or too many for (2, 3), whatever else is right; so are shapes that overflow or go below 0."""
+    for shape in ((2, 3), (2**40, 2**40), (-2, -3)):
+        with pytest.raises(Refused, match=f"{bytes_} bytes are no {dtype} of shape"):
+            from_array_record(record_of(bytes(bytes_), shape=shape, dtype=dtype, stype="isthmus.raw"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int16", "object", "bfloat16"])
+def test_raw_bytes_of_another_dtype_are_refused(dtype: str) -> None:
+    """Two are exchanged raw; an int8 tensor as numpy packs it is not exchanged at all."""
+    with pytest.raises(Refused, match="'w'"):
+        from_array_record(record_of(bytes(48), dtype=dtype, stype="isthmus.raw"))
+    with pytest.raises(Refused, match="'w' has dtype 'int8'"):
+        from_array_record(record_of(npy(np.ones(2, np.int8)), dtype="int8"))
+
+
 @pytest.mark.parametrize("carry", [over_the_wire, RecordDict])
 def test_a_reply_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict]) -> None:
     """Release, refusal and figures alike."""
