@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from isthmus.encoding import Arrays
-from isthmus.records import arrays_digest
+from isthmus.packing import arrays_digest
 
 
 class Received:

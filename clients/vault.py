@@ -31,6 +31,7 @@ from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
+from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
 from isthmus.privacy.gate import Gate, Payload, Release
@@ -40,7 +41,7 @@ from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import require_asker
-from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest
 
 MOST_WHITENINGS, MOST_PARAMETERS = 64, 4
 """Kept of those that were sent along; a run whose own were forgotten sends them again."""

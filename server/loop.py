@@ -23,18 +23,9 @@ from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.requests import sign_request
-from isthmus.records import (
-    DELIVERY,
-    Recipe,
-    RoundReply,
-    RoundRequest,
-    arrays_digest,
-    content_bytes,
-    from_array_record,
-    recipe_of,
-    to_array_record,
-)
+from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.server.heads import HeadLog
 from isthmus.server.introduction import Meeting

@@ -24,20 +24,10 @@ from flwr.serverapp.strategy import FedAvg
 from isthmus.config import UpdateFormat
 from isthmus.encoding import Arrays, Encoded, change, changed
 from isthmus.errors import BudgetExhausted, ReplyRefused
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
-from isthmus.records import (
-    ARRAYS,
-    CONFIG,
-    SCALES,
-    WHITENING,
-    Kind,
-    RoundReply,
-    RoundRequest,
-    arrays_digest,
-    from_array_record,
-    to_array_record,
-)
+from isthmus.records import ARRAYS, CONFIG, SCALES, WHITENING, Kind, RoundReply, RoundRequest
 from isthmus.strategies.validation import ReplyJudge
 
 OK, REFUSED, EXHAUSTED, FAILED = "ok", "refused", "budget exhausted", "error"
@@ -155,8 +145,7 @@ class Guarded(FedAvg):
         coins = hashlib.sha256(f"{self.run}\n{server_round}".encode()).digest()
         step = change(self._shared, target, self.form, np.random.default_rng(int.from_bytes(coins)).random)
         after = changed(self._shared, step)
-        digests = (arrays_digest(arrays).hex() for arrays in (self._shared, after))
-        self.step = Step(before=next(digests), after=next(digests), change=step)
+        self.step = Step(before=self._digest, after=arrays_digest(after).hex(), change=step)
         return after
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -213,8 +202,7 @@ class Guarded(FedAvg):
             else:
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
-        digest = arrays_digest(self._shared).hex()
-        self.holds = {message.metadata.src_node_id: digest for message, _ in accepted.values()}
+        self.holds = {message.metadata.src_node_id: self._digest for message, _ in accepted.values()}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 
@@ -225,7 +213,7 @@ class Guarded(FedAvg):
             return []
         asked = messages[0].content  # Flower sends one record to all
         signature = sign_request(RoundRequest.from_records(asked).digest(kind), self.keys)
-        digest = arrays_digest(self._shared).hex()
+        digest = self._digest = arrays_digest(self._shared).hex()
         for message in messages:
             node = message.metadata.dst_node_id
             config = ConfigRecord(dict(asked.config_records[CONFIG]))

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig
 from isthmus.errors import Refused
 from isthmus.grid import take_identity
-from isthmus.records import (
-    Kind,
-    Recipe,
-    RoundReply,
-    RoundRequest,
-    arrays_digest,
-    content_bytes,
-    from_array_record,
-    to_array_record,
-)
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
+from isthmus.records import Kind, Recipe, RoundReply, RoundRequest, content_bytes
 
 RECIPE = Recipe(
     features=FeatureConfig(encoder="hash:64"), backbone=BackboneConfig(), training=TrainingConfig(), whitening="ab" * 32

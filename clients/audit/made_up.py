@@ -27,8 +27,9 @@ from isthmus.config import DomainConfig, FederationConfig, Interactions, Items, 
 from isthmus.encoding import Arrays, Encoded, decode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import TextMoments, fit_whitening
+from isthmus.packing import arrays_digest
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Kind, Recipe, RoundRequest, arrays_digest, recipe_of
+from isthmus.records import Kind, Recipe, RoundRequest, recipe_of
 
 _HELD_OUT = 2
 """Latest events of a user that validate and test, and never train."""

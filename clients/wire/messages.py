@@ -16,7 +16,8 @@ from isthmus.clients.wire.vault_pb2 import Answer, Question, Tensor
 from isthmus.config import UpdateFormat
 from isthmus.encoding import DTYPES, Tensors
 from isthmus.errors import Refused
-from isthmus.records import PROTOCOL, RoundReply, RoundRequest, read_recipe, require_protocol, tensor_of
+from isthmus.packing import tensor_of
+from isthmus.records import PROTOCOL, RoundReply, RoundRequest, read_recipe, require_protocol
 
 MOST_TENSORS = 1000
 _LONGEST_NAME, _MOST_AXES = 200, 8

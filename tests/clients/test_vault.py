@@ -17,10 +17,11 @@ from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, Update
 from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import encode_event
 from isthmus.privacy.gate import Payload, Release
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import Arrays, Kind, Recipe, RoundRequest
 
 USERS, ITEMS = 24, 16
 FEATURES = FeatureConfig(encoder="hash:64")

@@ -12,8 +12,9 @@ from safetensors.numpy import load, save
 
 from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig, UpdateFormat
 from isthmus.grid import InProcessGrid
+from isthmus.packing import to_array_record
 from isthmus.privacy.keys import fresh_keys
-from isthmus.records import Arrays, Recipe, RoundReply, RoundRequest, to_array_record
+from isthmus.records import Arrays, Recipe, RoundReply, RoundRequest
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import Guarded
 

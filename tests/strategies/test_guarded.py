@@ -15,19 +15,10 @@ from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, Strate
 from isthmus.encoding import DTYPES, changed, decode, encode
 from isthmus.errors import Refused
 from isthmus.grid import InProcessGrid
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.keys import fresh_keys
 from isthmus.privacy.requests import require_asker
-from isthmus.records import (
-    ARRAYS,
-    Arrays,
-    Kind,
-    Recipe,
-    RoundReply,
-    RoundRequest,
-    arrays_digest,
-    from_array_record,
-    to_array_record,
-)
+from isthmus.records import ARRAYS, Arrays, Kind, Recipe, RoundReply, RoundRequest
 from isthmus.strategies.choice import make_strategy
 from isthmus.strategies.guarded import EXHAUSTED, FAILED, OK, REFUSED, Guarded, Outcome, mean_update
 

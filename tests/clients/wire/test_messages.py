@@ -19,7 +19,8 @@ from isthmus.clients.wire.methods import METHODS, OF_KIND, SERVICE
 from isthmus.clients.wire.vault_pb2 import Question, Tensor
 from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig
 from isthmus.errors import Refused
-from isthmus.records import Kind, Recipe, RoundReply, RoundRequest, arrays_digest
+from isthmus.packing import arrays_digest
+from isthmus.records import Kind, Recipe, RoundReply, RoundRequest
 
 ROOT = Path(__file__).parents[3]
 RECIPE = Recipe(features=FeatureConfig(), backbone=BackboneConfig(), training=TrainingConfig(), whitening="ab" * 32)
