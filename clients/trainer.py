@@ -33,10 +33,11 @@ from isthmus.clients.gradients import Engine, Losses, OpacusHooks, UserGradients
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder, Rivals
 from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
-from isthmus.records import Arrays, Recipe
+from isthmus.records import Recipe
 
 _LOOKED_AT, _TRIED = 50, 3
 """Users among whom some are found to try an engine on, and how many those are."""

@@ -8,7 +8,6 @@ which norm are not in a request. The room in the ledger is checked before any ta
 charge is on disk before anything is computed, and the answer is what the gate hands out.
 """
 
-import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from isthmus.backbone import Backbone, load_shared, shared_parameters
 from isthmus.backbone_file import ShippedBackbone
@@ -27,10 +25,13 @@ from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.delivery import delivered_path, keep_delivered
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
+from isthmus.clients.received import Received
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
+from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
+from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
 from isthmus.privacy.gate import Gate, Payload, Release
@@ -40,10 +41,10 @@ from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import require_asker
-from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest
 
-MOST_WHITENINGS = 64
-"""Kept of those that were sent along; a run whose own was forgotten sends it again."""
+MOST_WHITENINGS, MOST_PARAMETERS = 64, 4
+"""Kept of those that were sent along; a run whose own were forgotten sends them again."""
 
 
 class Vault(Answering):
@@ -74,6 +75,9 @@ class Vault(Answering):
         self._cache = cache or default_cache_dir()
         self._threads = threads
         self._gate = Gate(ledger=ledger, limits=self.policy.limits)
+        self._whitenings = Received(self._cache / "whitening", most=MOST_WHITENINGS)
+        # Not in the cache, which others share: how many of them run at once must not decide what is forgotten here.
+        self._parameters = Received(ledger.path.parent / "parameters" / config.name, most=MOST_PARAMETERS)
         self._busy = threading.Lock()
         self._texts: dict[str, NDArray[np.float32]] = {}
         self._training_sets: dict[str, TrainingSet] = {}
@@ -121,7 +125,8 @@ class Vault(Answering):
     def _release(self, kind: Kind, request: RoundRequest, *, digest: bytes, asker: str) -> Release:
         # 1. The business unit's rules; nothing of the data is needed to refuse.
         self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
-        layers = request.arrays if kind is Kind.UPDATE else ()
+        shared = self._shared(request)
+        layers = shared if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
         clip = self.config.privacy.clip if kind is Kind.UPDATE else None
         event = {
@@ -129,7 +134,7 @@ class Vault(Answering):
             Kind.UPDATE: lambda: self.plan.update_event(self.config.privacy.steps_per_round),
             Kind.METRIC: lambda: self.plan.metric_event,
         }[kind]()
-        compute = self._mechanism(kind, request)
+        compute = self._mechanism(kind, request, shared)
         # 2. Room in the ledger, before any table is opened.
         if not self.ledger.is_charged(request.run, request.round, kind.value):
             what = f"the {kind} of round {request.round}"
@@ -196,7 +201,7 @@ class Vault(Answering):
             if not self.ledger.took_part(request.run, Kind.UPDATE.value):  # so that nobody can fill a disk for nothing
                 raise Refused(f"this domain gave no update to run {request.run!r:.80}, so it takes no backbone of it")
             whitening = self._whitening(request)
-            backbone = _backbone(request, whitening)
+            backbone = _backbone(request.recipe, self._shared(request), whitening)
         except Refused as refusal:
             self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
             raise
@@ -232,7 +237,7 @@ class Vault(Answering):
         """Let go of the ledger."""
         self.ledger.close()
 
-    def _mechanism(self, kind: Kind, request: RoundRequest) -> Callable[[], Payload]:
+    def _mechanism(self, kind: Kind, request: RoundRequest, shared: Arrays) -> Callable[[], Payload]:
         """What computes the answer; everything that can be refused without data is refused here."""
         if kind is Kind.CATALOGUE:
             if not self.config.items.public:
@@ -241,7 +246,8 @@ class Vault(Answering):
         if kind is Kind.METRIC and not self.config.privacy.evaluations:
             raise Refused("this domain releases no evaluations (`privacy.evaluations` in domain.toml is 0)")
         whitening = self._whitening(request)
-        backbone = _backbone(request, whitening)
+        backbone = _backbone(request.recipe, shared, whitening)
+        self._parameters.keep(request.parameters_digest().hex(), shared)
         mechanism = self._train if kind is Kind.UPDATE else self._evaluate
         return functools.partial(mechanism, request, backbone, whitening, self._randomness(kind, request))
 
@@ -263,7 +269,9 @@ class Vault(Answering):
             randomness=randomness,
             compute=self.config.compute,
         )
-        return Payload(arrays=update)
+        # After the last noise: rounding looks at what may leave anyway.
+        encoded = encode(update, request.recipe.training.update_format, randomness.uniform)
+        return Payload(arrays=encoded.arrays, values=encoded.scales)
 
     def _evaluate(
         self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
@@ -275,27 +283,30 @@ class Vault(Answering):
         )
         return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
 
+    def _shared(self, request: RoundRequest) -> Arrays:
+        """The shared parameters that the request names: sent along, or kept ones and what changed."""
+        before = self._parameters.get(request.base) if request.base else {}
+        if before is None:
+            raise Refused(f"parameters {request.base[:12]} are not known here; send them along")
+        after = changed(before, request.sent)
+        if request.base and arrays_digest(after).hex() != request.parameters:
+            raise Refused(f"what was sent does not make parameters {request.parameters[:12]}; send them along")
+        return after
+
     def _whitening(self, request: RoundRequest) -> Whitening:
         """The whitening that the recipe names: sent along, or kept from an earlier request."""
         digest = request.recipe.whitening
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             raise Refused(f"the recipe must name its whitening by 64 hex digits, got {digest[:70]!r}")
-        kept = self._cache / "whitening" / f"{digest}.safetensors"
-        arrays = request.whitening
-        if arrays:
+        arrays = request.whitening or self._whitenings.get(digest)
+        if arrays is None:
+            raise Refused(f"whitening {digest[:12]} is not known here; send it along")
+        if request.whitening:
             if arrays_digest(arrays).hex() != digest or set(arrays) != {"mean", "matrix"}:
                 raise Refused("the whitening that came along is not the one that the recipe names")
             if not all(np.isfinite(array).all() for array in arrays.values()):
                 raise Refused("the whitening that came along is not finite")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{threading.get_native_id()}.part")
-            save_file(arrays, partial)
-            partial.replace(kept)
-            _forget_oldest(kept.parent)
-        elif kept.is_file():
-            arrays = load_file(kept)
-        else:
-            raise Refused(f"whitening {digest[:12]} is not known here; send it along")
+            self._whitenings.keep(digest, arrays)
         mean, matrix = arrays["mean"], arrays["matrix"]
         if matrix.ndim != 2 or mean.shape != matrix.shape[:1] or not matrix.size:
             raise Refused(f"a whitening is (dim,) and (dim, kept), got {mean.shape} and {matrix.shape}")
@@ -305,14 +316,6 @@ class Vault(Answering):
         if self._seed is None:
             return SecureRandomness()
         return SeededRandomness(self._seed, self.name, request.run, request.round, kind.value)
-
-
-def _forget_oldest(folder: Path) -> None:
-    """Keep the latest whitenings only: anybody who may ask can send one, and a disk is not endless."""
-    with contextlib.suppress(FileNotFoundError):  # another vault with the same cache tidies up, too
-        dated = sorted(folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-        for file in dated[:-MOST_WHITENINGS]:
-            file.unlink()
 
 
 def open_vault(
@@ -352,19 +355,19 @@ def open_seat(seat: dict[str, Any]) -> Vault:
     return open_vault(config, ledger=ledger, seed=seat["seed"], cache=cache, threads=seat["threads"])
 
 
-def _backbone(request: RoundRequest, whitening: Whitening) -> Backbone:
-    """A backbone with the request's parameters.
+def _backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening) -> Backbone:
+    """A backbone with a request's parameters.
 
     Raises:
         Refused: If they are not exactly the parameters of the recipe's shape, finite.
     """
-    backbone = Backbone(whitening.matrix.shape[1], request.recipe.backbone)
+    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone)
     shared = shared_parameters(backbone)
-    if request.arrays.keys() != shared.keys():
-        raise Refused(f"the request's parameters are not those of its recipe: {sorted(request.arrays)[:5]}")
+    if arrays.keys() != shared.keys():
+        raise Refused(f"the request's parameters are not those of its recipe: {sorted(arrays)[:5]}")
     for name, parameter in shared.items():
-        array = request.arrays[name]
+        array = arrays[name]
         if array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
             raise Refused(f"parameter {name!r} must be finite and of shape {tuple(parameter.shape)}, got {array.shape}")
-    load_shared(backbone, request.arrays)
+    load_shared(backbone, arrays)
     return backbone

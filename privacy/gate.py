@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from isthmus.encoding import DTYPES, Tensors, finite
 from isthmus.errors import Refused
 from isthmus.privacy.entries import Charge, LedgerEntry, Limits
 from isthmus.privacy.ledger import Ledger
@@ -23,14 +23,14 @@ from isthmus.privacy.ledger import Ledger
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a mechanism computed, noise included.
+    """What a mechanism computed, noise included, as it will cross.
 
     Attributes:
-        arrays: Named tensors.
-        values: Named numbers.
+        arrays: Named tensors; of an update, encoded.
+        values: Named numbers; of an update, the scales of its int8 tensors.
     """
 
-    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    arrays: Tensors = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
 
@@ -80,7 +80,8 @@ class Gate:
 
         Guarantees:
             - `compute` runs only after the charge is durable.
-            - What is returned was kept before it was returned: asked again, the same bytes come back.
+            - What is returned was kept before it was returned: asked again, the same bytes come back. What is kept is
+              what crosses: an encoded update is neither kept nor rounded in any other form.
             - A payload with a NaN or an infinity is refused, and so is whoever asks again; it stays paid for.
             - So is one whose arrays are not those that the charge names, if it names any.
         """
@@ -111,14 +112,15 @@ def _require_named(payload: Payload, charge: Charge) -> None:
 
 
 def _pack(payload: Payload) -> bytes:
-    tensors: dict[str, NDArray[np.float32] | NDArray[np.float64]] = {}
+    tensors: Tensors = {}
     for name, array in payload.arrays.items():
+        dtype = array.dtype if array.dtype in DTYPES.values() else np.float32
         with np.errstate(over="ignore"):  # what does not fit in float32 becomes an infinity, which is refused below
-            tensors[f"array/{name}"] = np.asarray(array, dtype=np.float32, order="C")
+            tensors[f"array/{name}"] = np.asarray(array, dtype=dtype, order="C")
     for name, value in payload.values.items():
         tensors[f"value/{name}"] = np.array([value], dtype=np.float64)
     for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
+        if not finite(tensor):
             what = name.partition("/")[2]
             raise Refused(f"{what!r} is not finite, so it does not leave; its cost stays charged", rule="finite")
     return bytes(save(tensors))

@@ -77,6 +77,10 @@ class Randomness(Protocol):
         """`count` independent coins, each true with `probability`."""
         ...
 
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """`count` independent draws from [0, 1)."""
+        ...
+
 
 class SecureRandomness:
     """Draws from a cryptographic generator that nobody can seed.
@@ -133,6 +137,10 @@ class SecureRandomness:
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """`count` independent coins, each true with `probability` (to within 2^-53, never more often)."""
         return _uniform(self._words(count)) + 2.0**-53 <= probability
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """`count` independent multiples of 2^-53 in [0, 1), each equally likely."""
+        return _uniform(self._words(count))
 
     def _noise(self, count: int) -> Iterator[tuple[slice, NDArray[np.int32]]]:
         """`count` deviates in whole steps, rounded down: pieces with their places, each until the next is asked for."""
@@ -225,6 +233,10 @@ class SeededRandomness:
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """`count` independent coins, each true with `probability`."""
         return self._generator.random(count) < probability
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """`count` independent draws from [0, 1)."""
+        return self._generator.random(count)
 
 
 def lattice_step(count: int, *, stddev: float, sensitivity: float) -> float:

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from isthmus.durable import write_durably
+from isthmus.encoding import Arrays
 from isthmus.errors import RunError
-from isthmus.records import Arrays
 from isthmus.strategies.guarded import Outcome
 
 

@@ -15,28 +15,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.requests import sign_request
-from isthmus.records import (
-    DELIVERY,
-    Arrays,
-    Recipe,
-    RoundReply,
-    RoundRequest,
-    arrays_digest,
-    content_bytes,
-    from_array_record,
-    recipe_of,
-    to_array_record,
-)
+from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.server.heads import HeadLog
 from isthmus.server.introduction import Meeting
@@ -88,11 +77,13 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         state = _first_state(federation, meeting.moments, run)
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
-    strategy = make_strategy(federation.strategy, run=run, roster=meeting.roster, keys=heads.keys)
+    form = federation.training.update_format
+    strategy = make_strategy(federation.strategy, form=form, run=run, roster=meeting.roster, keys=heads.keys)
     strategy.receipts = meeting.receipts
     restore_strategy(strategy, state.strategy)
     listener(state)
-    # 2. The whitening goes along with the first request, and again to whoever did not answer the one before.
+    # 2. Whitening and parameters go along whole with the first request, and again to whoever did not answer the one
+    #    before; to everybody else goes what changed.
     strategy.whitening = to_array_record(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
         meeting.gather()  # whoever came, or came back, since the last round
@@ -132,7 +123,7 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
     _note(replies, strategy, heads)
     after, _ = strategy.aggregate_train(state.round, replies)
     outcomes = _with_the_silent(strategy, questions, patience)
-    arrays = state.arrays if after is None else _float32(after)
+    arrays = state.arrays if after is None else from_array_record(after)
     record = RoundRecord(round=state.round, update_norm=mean_update(state.arrays, arrays), outcomes=outcomes)
     state = replace(state, arrays=arrays, strategy=strategy_state(strategy))
     # 4. Every so often, ask what the new backbone is worth, in noisy figures.
@@ -236,9 +227,3 @@ def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], 
         whitening=whitening.arrays(),
         strategy={},
     )
-
-
-def _float32(record: ArrayRecord) -> Arrays:
-    """Flower averages in the dtype that numpy promotes to; what is shared stays float32."""
-    arrays = {name: packed.numpy().astype(np.float32) for name, packed in record.items()}
-    return from_array_record(to_array_record(arrays))

@@ -1,6 +1,6 @@
 """From the name in a federation file to a guarded Flower strategy, and its state to and from disk.
 
-    strategy = make_strategy(config.strategy, run="r1", roster={2: "books"}, keys=keys)
+    strategy = make_strategy(config.strategy, form=UpdateFormat.INT8, run="r1", roster={2: "books"}, keys=keys)
     state = strategy_state(strategy)          # goes into a checkpoint
     restore_strategy(strategy, state)
 
@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 
-from isthmus.config import StrategyConfig, StrategyName
+from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
+from isthmus.encoding import Arrays
 from isthmus.privacy.keys import Keys
-from isthmus.records import Arrays
 from isthmus.strategies.guarded import Guarded
 
 
@@ -34,11 +34,14 @@ class GuardedFedProx(Guarded, FedProx):
     """FedProx behind our validation."""
 
 
-def make_strategy(config: StrategyConfig, *, run: str, roster: Mapping[int, str], keys: Keys) -> Guarded:
+def make_strategy(
+    config: StrategyConfig, *, form: UpdateFormat, run: str, roster: Mapping[int, str], keys: Keys
+) -> Guarded:
     """The strategy that a federation file names.
 
     Args:
         config: Of the federation.
+        form: Of updates and of changes of the shared parameters.
         run: Id of the run.
         roster: Name of the domain behind each node.
         keys: The coordinator's.
@@ -59,7 +62,7 @@ def make_strategy(config: StrategyConfig, *, run: str, roster: Mapping[int, str]
     strategy.max_update_norm = config.max_update_norm
     strategy.outcomes = {}
     strategy.keys, strategy.receipts = keys, {}
-    strategy.whitening, strategy.informed = ArrayRecord(), set()
+    strategy.form, strategy.whitening, strategy.holds, strategy.step = form, ArrayRecord(), {}, None
     return strategy
 
 

@@ -6,9 +6,12 @@ Flower's `FedAvg` family averages what clients send, weighted by a count that cl
 (`num-examples`), fails as a whole when one reply is malformed, and averages every metric. `Guarded`
 judges each reply first, replaces the client's weight by the one that was declared publicly, and
 hands Flower's own aggregation only what was accepted, in domain order (so that the floating-point
-sum does not depend on which reply came first).
+sum does not depend on which reply came first). What Flower makes of it is rounded to what can be sent
+as a change in the run's format, and these are the next shared parameters: server and domains have the
+same ones, to the bit.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,20 +21,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from isthmus.config import UpdateFormat
+from isthmus.encoding import Arrays, Encoded, change, changed
 from isthmus.errors import BudgetExhausted, ReplyRefused
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
-from isthmus.records import (
-    ARRAYS,
-    CONFIG,
-    WHITENING,
-    Arrays,
-    Kind,
-    RoundReply,
-    RoundRequest,
-    from_array_record,
-    to_array_record,
-)
+from isthmus.records import ARRAYS, CONFIG, SCALES, WHITENING, Kind, RoundReply, RoundRequest
 from isthmus.strategies.validation import ReplyJudge
 
 OK, REFUSED, EXHAUSTED, FAILED = "ok", "refused", "budget exhausted", "error"
@@ -52,6 +48,21 @@ class Outcome:
     epsilon: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How one round changed the shared parameters.
+
+    Attributes:
+        before: Digest of those before, hex.
+        after: Digest of those after, hex.
+        change: What makes the one the other.
+    """
+
+    before: str
+    after: str
+    change: Encoded
+
+
 class Guarded(FedAvg):
     """Mix-in that goes before one of Flower's strategies.
 
@@ -60,8 +71,10 @@ class Guarded(FedAvg):
         roster: Name of the domain behind each node.
         weights: Declared public weight of each domain; 1 where absent.
         max_update_norm: Largest L2 norm of an accepted update.
+        form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
-        informed: Nodes whose last answer was accepted.
+        holds: Digest of the shared parameters that each node whose last answer was accepted was asked about.
+        step: How the last round changed the shared parameters; for nodes that hold those before.
         keys: The coordinator's; sign every request.
         receipts: For the head of each node's last reply; sent along with its next request.
         outcomes: Of the last round's replies, by domain.
@@ -71,8 +84,10 @@ class Guarded(FedAvg):
     roster: Mapping[int, str]
     weights: Mapping[str, float]
     max_update_norm: float
+    form: UpdateFormat
     whitening: ArrayRecord
-    informed: set[int]
+    holds: dict[int, str]
+    step: Step | None
     keys: Keys
     receipts: dict[int, str]
     outcomes: dict[str, Outcome]
@@ -94,7 +109,13 @@ class Guarded(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the accepted updates with the declared weights; (None, None) if there is none with a weight."""
+        """Average the accepted updates with the declared weights; (None, None) if there is none with a weight.
+
+        Guarantees:
+            - What comes out is what a domain makes of the shared parameters before and the `step`, to the bit.
+            - It differs from Flower's result by less than one step of the run's format in each coordinate, and not in
+              the mean over the coins.
+        """
         accepted = self._judge(server_round, replies, is_train=True)
         for message, reply in accepted:
             moved = {name: self._shared[name] + update for name, update in reply.arrays.items()}
@@ -106,7 +127,26 @@ class Guarded(FedAvg):
             )
         if not any(self._weight(reply.domain) for _, reply in accepted):
             return None, None
-        return super().aggregate_train(server_round, [message for message, _ in accepted])
+        average, metrics = super().aggregate_train(server_round, [message for message, _ in accepted])
+        if average is None:
+            return None, metrics
+        # Flower averages in the dtype that numpy promotes to; what is shared stays float32.
+        target = {name: packed.numpy().astype(np.float32) for name, packed in average.items()}
+        for name, before in self._shared.items():
+            moved_it = any(reply.arrays[name].any() for _, reply in accepted)
+            if not moved_it and np.allclose(target[name], before, rtol=1e-6, atol=0):
+                target[name] = before  # a mean of equal numbers is not always that number; momentum moves it further
+        return to_array_record(self._rounded(server_round, target)), metrics
+
+    def _rounded(self, server_round: int, target: Arrays) -> Arrays:
+        """The next shared parameters: these, and a change that can be sent."""
+        # Coins that everybody may know, and the same for a server that lost this round and gets it again: domains that
+        # have evaluated what came of it answer nothing else.
+        coins = hashlib.sha256(f"{self.run}\n{server_round}".encode()).digest()
+        step = change(self._shared, target, self.form, np.random.default_rng(int.from_bytes(coins)).random)
+        after = changed(self._shared, step)
+        self.step = Step(before=self._digest, after=arrays_digest(after).hex(), change=step)
+        return after
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Weighted mean of the domains' mean gains, and the standard deviation that their noise gives it.
@@ -138,6 +178,7 @@ class Guarded(FedAvg):
             round=server_round,
             shapes={name: array.shape for name, array in self._shared.items()},
             max_norm=self.max_update_norm,
+            form=self.form,
         )
         self.outcomes = {}
         accepted: dict[str, tuple[Message, RoundReply]] = {}
@@ -161,25 +202,40 @@ class Guarded(FedAvg):
             else:
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
-        self.informed = {message.metadata.src_node_id for message, _ in accepted.values()}
+        self.holds = {message.metadata.src_node_id: self._digest for message, _ in accepted.values()}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 
     def _addressed(self, messages: Iterable[Message], kind: Kind) -> list[Message]:
-        """The same question to every domain, signed; each with the receipt for its last reply."""
+        """The same question to every domain, signed; each with the receipt for its last reply, and what it lacks."""
         messages = [message for message in messages if message.metadata.dst_node_id in self.roster]
         if not messages:
             return []
         asked = messages[0].content  # Flower sends one record to all
         signature = sign_request(RoundRequest.from_records(asked).digest(kind), self.keys)
+        digest = self._digest = arrays_digest(self._shared).hex()
         for message in messages:
+            node = message.metadata.dst_node_id
             config = ConfigRecord(dict(asked.config_records[CONFIG]))
             config["coordinator"], config["signature"] = self.keys.public.hex(), signature
-            config["receipt"] = self.receipts.get(message.metadata.dst_node_id, "")
+            config["receipt"] = self.receipts.get(node, "")
             message.content = RecordDict({ARRAYS: asked.array_records[ARRAYS], CONFIG: config})
-            if message.metadata.dst_node_id not in self.informed:
+            if node not in self.holds:
                 message.content[WHITENING] = self.whitening
+            elif (lacking := self._lacking(self.holds[node], digest)) is not None:
+                config["base"], config["parameters"] = self.holds[node], digest
+                message.content[ARRAYS] = to_array_record(lacking.arrays)
+                if lacking.scales:
+                    message.content[SCALES] = MetricRecord(dict(lacking.scales))
         return messages
+
+    def _lacking(self, held: str, digest: str) -> Encoded | None:
+        """What somebody who holds some parameters needs to have others; None for all of them."""
+        if held == digest:
+            return Encoded()
+        if self.step is not None and (held, digest) == (self.step.before, self.step.after):
+            return self.step.change
+        return None
 
     def _weight(self, domain: str) -> float:
         return float(self.weights.get(domain, 1.0))

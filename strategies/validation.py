@@ -1,19 +1,21 @@
 """Judge one reply of one domain: accept it, or refuse it with the reason.
 
-    judge = ReplyJudge(run="r1", round=3, shapes={"head.weight": (384, 64)}, max_norm=100.0)
+    judge = ReplyJudge(run="r1", round=3, shapes={"head.weight": (384, 64)}, max_norm=100.0, form=UpdateFormat.INT8)
     reply = judge.update(message.content, domain="books")     # RoundReply, or ReplyRefused
 
-Fails closed: a tensor that is missing, surplus, misshapen, not float32, not finite or too large, a
-reply of another round, run or sender: each is refused, whatever the other domains sent. A refused
+Fails closed: a tensor that is missing, surplus, misshapen, of another format, with a wrong scale, not finite or too
+large, a reply of another round, run or sender: each is refused, whatever the other domains sent. A refused
 reply has no influence at all; the round goes on without it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import RecordDict
 
+from isthmus.config import UpdateFormat
+from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, Refused, ReplyRefused
 from isthmus.records import RoundReply
 
@@ -29,16 +31,18 @@ class ReplyJudge:
         run: Of the federation.
         round: That was asked for.
         shapes: Of every shared parameter, by name.
-        max_norm: Largest L2 norm of an update.
+        max_norm: Largest L2 norm of an update, once decoded.
+        form: What updates are encoded as.
     """
 
     run: str
     round: int
     shapes: dict[str, tuple[int, ...]]
     max_norm: float
+    form: UpdateFormat
 
     def update(self, content: RecordDict, *, domain: str) -> RoundReply:
-        """An update that may be averaged.
+        """An update that may be averaged, decoded.
 
         Args:
             content: Of the message.
@@ -49,23 +53,31 @@ class ReplyJudge:
             ReplyRefused: If the reply breaks a rule, or is the domain's own refusal.
 
         Guarantees:
-            - An accepted update has exactly the shared parameters, in their shapes, float32, finite.
-            - Its L2 norm, computed in float64, is at most `max_norm`.
+            - An accepted update came with exactly the shared parameters, in their shapes and the run's format.
+            - Decoded, it is float32 and finite.
+            - Decoded, its L2 norm, computed in float64, is at most `max_norm`.
         """
         reply = self._envelope(content, domain)
         if reply.arrays.keys() != self.shapes.keys():
             odd = sorted(reply.arrays.keys() ^ self.shapes.keys())
             raise ReplyRefused(f"the update must hold exactly the shared parameters; missing or surplus: {odd[:5]}")
-        squares = 0.0
         for name, array in reply.arrays.items():
             if array.shape != self.shapes[name]:
                 raise ReplyRefused(f"{name!r} has shape {array.shape}, expected {self.shapes[name]}")
+            if array.dtype != DTYPES[self.form]:
+                raise ReplyRefused(f"{name!r} came as {array.dtype}, and this run exchanges {self.form}")
+        try:
+            arrays = decode(Encoded(arrays=reply.arrays, scales=reply.values))
+        except Refused as error:
+            raise ReplyRefused(str(error)) from None
+        squares = 0.0
+        for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise ReplyRefused(f"{name!r} holds a value that is not finite")
             squares += float(np.square(array, dtype=np.float64).sum())
         if math.sqrt(squares) > self.max_norm:
             raise ReplyRefused(f"the update's norm {math.sqrt(squares):.4g} is above the limit {self.max_norm:g}")
-        return reply
+        return replace(reply, arrays=arrays, values={})
 
     def metric(self, content: RecordDict, *, domain: str) -> RoundReply:
         """A noisy evaluation that may be averaged; same rules as `update`."""

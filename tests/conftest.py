@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from isthmus.config import UpdateFormat
+
 WORDS = ("red", "green", "blue", "black", "white", "gold", "silver", "pink")
 PRIVACY: Mapping[str, float] = {
     "epsilon": 8.0,
@@ -91,6 +93,7 @@ class TinyFederation:
         evaluate_every: int = 2,
         weights: Mapping[str, float] | None = None,
         privacy: Mapping[str, Mapping[str, float]] | None = None,
+        update_format: UpdateFormat = UpdateFormat.INT8,
     ) -> Path:
         """Write a federation; returns its file.
 
@@ -102,6 +105,7 @@ class TinyFederation:
             evaluate_every: Rounds between two noisy evaluations.
             weights: Declared weights of domains.
             privacy: For each domain, keys of `[privacy]` that differ from `PRIVACY`.
+            update_format: What updates are rounded to.
         """
         members = domains or {"books": 40, "games": 20}
         for number, (name, users) in enumerate(members.items()):
@@ -115,6 +119,7 @@ class TinyFederation:
             + '\n[features]\nencoder = "hash:64"\n'
             + "\n[backbone]\nwidth = 8\nlayers = 1\nheads = 2\nfeedforward = 8\npositions = 8\n"
             + "\n[training]\nlearning_rate = 0.5\nrivals = 10\n"
+            + f'update_format = "{update_format}"\n'
             + "\n[evaluation]\nbootstrap = 100\n"
             + f'\n[strategy]\nname = "{strategy}"\nrounds = {rounds}\nevaluate_every = {evaluate_every}\n'
             + (f"\n[strategy.weights]\n{declared}\n" if weights else "")

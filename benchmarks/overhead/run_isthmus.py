@@ -22,7 +22,7 @@ from flwr.serverapp import ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 
 from isthmus.grid import InProcessGrid  # noqa: E402
-from isthmus.records import from_array_record, to_array_record  # noqa: E402
+from isthmus.packing import from_array_record, to_array_record  # noqa: E402
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "bench" / "peers"
 sys.path.insert(0, os.environ.get("ISTHMUS_BENCH_PEERS", str(_BESIDE)))

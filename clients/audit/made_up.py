@@ -24,10 +24,12 @@ from isthmus.clients.data.catalogue import read_catalogue
 from isthmus.clients.trainer import TrainingSet, make_training_set
 from isthmus.clients.vault import Vault
 from isthmus.config import DomainConfig, FederationConfig, Interactions, Items, PrivacyPolicy
+from isthmus.encoding import Arrays, Encoded, decode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import TextMoments, fit_whitening
+from isthmus.packing import arrays_digest
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest, recipe_of
+from isthmus.records import Kind, Recipe, RoundRequest, recipe_of
 
 _HELD_OUT = 2
 """Latest events of a user that validate and test, and never train."""
@@ -149,12 +151,13 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
                 run="audit", round=number, recipe=recipe, arrays=arrays, whitening=whitening.arrays()
             )
             try:
-                update = vault.release(Kind.UPDATE, request).payload.arrays
+                released = vault.release(Kind.UPDATE, request).payload
             except Refused as refused:  # a finding: an honest run of made-up users is never refused
                 if not seen:
                     raise
                 refusal = str(refused)
                 break
+            update = decode(Encoded(arrays=released.arrays, scales=released.values))
             seen.append(Round(arrays=arrays, update=update))
             arrays = {name: arrays[name] + update[name] for name in arrays}
         return Transcript(

@@ -6,17 +6,26 @@
 Sizes are checked before anything is allocated: a tensor must hold exactly the bytes of its shape.
 """
 
-import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isthmus.clients.wire.vault_pb2 import Answer, Question, Tensor
+from isthmus.config import UpdateFormat
+from isthmus.encoding import DTYPES, Tensors
 from isthmus.errors import Refused
-from isthmus.records import PROTOCOL, Arrays, RoundReply, RoundRequest, read_recipe, require_protocol
+from isthmus.packing import tensor_of
+from isthmus.records import PROTOCOL, RoundReply, RoundRequest, read_recipe, require_protocol
 
 MOST_TENSORS = 1000
 _LONGEST_NAME, _MOST_AXES = 200, 8
+_TYPES: "dict[Tensor.Type, np.dtype[Any]]" = {
+    Tensor.FLOAT32: DTYPES[UpdateFormat.FLOAT32],
+    Tensor.UINT16: DTYPES[UpdateFormat.BFLOAT16],
+    Tensor.INT8: DTYPES[UpdateFormat.INT8],
+}
 
 
 def to_question(request: RoundRequest) -> Question:
@@ -27,6 +36,9 @@ def to_question(request: RoundRequest) -> Question:
         round=request.round,
         recipe=request.recipe.model_dump_json(),
         arrays=_tensors(request.arrays),
+        scales=request.scales,
+        base=request.base,
+        parameters=request.parameters,
         whitening=_tensors(request.whitening),
         proximal_mu=request.proximal_mu,
         coordinator=request.coordinator,
@@ -51,6 +63,9 @@ def from_question(question: Question) -> RoundRequest:
         round=question.round,
         recipe=read_recipe(question.recipe),
         arrays=_arrays(question.arrays),
+        scales=dict(question.scales),
+        base=question.base,
+        parameters=question.parameters,
         whitening=_arrays(question.whitening),
         proximal_mu=question.proximal_mu,
         coordinator=question.coordinator,
@@ -93,25 +108,26 @@ def from_answer(answer: Answer) -> RoundReply:
     )
 
 
-def _tensors(arrays: Arrays) -> list[Tensor]:
-    return [
-        Tensor(name=name, shape=array.shape, values=np.ascontiguousarray(array, dtype="<f4").tobytes())
-        for name, array in arrays.items()
-    ]
+def _tensors(arrays: Tensors) -> list[Tensor]:
+    return [_tensor(name, array) for name, array in arrays.items()]
 
 
-def _arrays(tensors: Iterable[Tensor]) -> Arrays:
+def _tensor(name: str, array: NDArray[Any]) -> Tensor:
+    """What is not encoded goes as float32."""
+    kind = next((kind for kind, dtype in _TYPES.items() if array.dtype == dtype), Tensor.FLOAT32)
+    return Tensor(name=name, shape=array.shape, type=kind, values=np.asarray(array, _TYPES[kind]).tobytes())
+
+
+def _arrays(tensors: Iterable[Tensor]) -> Tensors:
     """Named tensors, read-only: they lie in the message's own bytes."""
-    arrays: Arrays = {}
+    arrays: Tensors = {}
     for tensor in tensors:
         name, shape = tensor.name, tuple(tensor.shape)
         if len(arrays) == MOST_TENSORS:
             raise Refused(f"the question holds more than {MOST_TENSORS} tensors")
         if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME or name in arrays:
             raise Refused(f"a tensor's name must be its own, visible and at most {_LONGEST_NAME} long: {name!r:.80}")
-        if len(shape) > _MOST_AXES or 4 * math.prod(shape) != len(tensor.values):
-            raise Refused(
-                f"tensor {name!r} cannot be read: {len(tensor.values)} bytes are no float32 of shape {shape!r:.80}"
-            )
-        arrays[name] = np.frombuffer(tensor.values, dtype="<f4").reshape(shape)
+        if len(shape) > _MOST_AXES or tensor.type not in _TYPES:
+            raise Refused(f"tensor {name!r} cannot be read: it has {len(shape)} axes and type {tensor.type}")
+        arrays[name] = tensor_of(name, tensor.values, shape, _TYPES[tensor.type])
     return arrays

@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -31,17 +32,34 @@ class Description(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., program: _Optional[str] = ..., key: _Optional[str] = ..., ledger: _Optional[str] = ..., kinds: _Optional[_Iterable[str]] = ..., private: _Optional[bool] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("name", "shape", "values")
+    __slots__ = ("name", "shape", "values", "type")
+    class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        FLOAT32: _ClassVar[Tensor.Type]
+        UINT16: _ClassVar[Tensor.Type]
+        INT8: _ClassVar[Tensor.Type]
+    FLOAT32: Tensor.Type
+    UINT16: Tensor.Type
+    INT8: Tensor.Type
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     values: bytes
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ...) -> None: ...
+    type: Tensor.Type
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ..., type: _Optional[_Union[Tensor.Type, str]] = ...) -> None: ...
 
 class Question(_message.Message):
-    __slots__ = ("protocol", "run", "round", "recipe", "arrays", "whitening", "proximal_mu", "coordinator", "signature", "receipt")
+    __slots__ = ("protocol", "run", "round", "recipe", "arrays", "whitening", "proximal_mu", "coordinator", "signature", "receipt", "scales", "base", "parameters")
+    class ScalesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +70,9 @@ class Question(_message.Message):
     COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     round: int
@@ -62,7 +83,10 @@ class Question(_message.Message):
     coordinator: str
     signature: str
     receipt: str
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., recipe: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whitening: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., proximal_mu: _Optional[float] = ..., coordinator: _Optional[str] = ..., signature: _Optional[str] = ..., receipt: _Optional[str] = ...) -> None: ...
+    scales: _containers.ScalarMap[str, float]
+    base: str
+    parameters: str
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., recipe: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whitening: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., proximal_mu: _Optional[float] = ..., coordinator: _Optional[str] = ..., signature: _Optional[str] = ..., receipt: _Optional[str] = ..., scales: _Optional[_Mapping[str, float]] = ..., base: _Optional[str] = ..., parameters: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("domain", "run", "round", "arrays", "values", "refusal", "exhausted", "epsilon", "head")

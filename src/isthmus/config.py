@@ -279,6 +279,14 @@ class StrategyConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
 
 
+class UpdateFormat(enum.StrEnum):
+    """What a domain's update, and the server's step, are rounded to before they cross."""
+
+    FLOAT32 = "float32"  # not rounded
+    BFLOAT16 = "bfloat16"  # half the bytes; 8 significant bits
+    INT8 = "int8"  # a quarter; one scale per tensor
+
+
 class TrainingConfig(Section):
     """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
 
@@ -289,6 +297,7 @@ class TrainingConfig(Section):
             position whose next item is not among them carries no loss.
         temperature: Of the softmax over scores.
         positions: Last positions of a history that may carry a loss.
+        update_format: What updates are rounded to, after the noise and without bias, before they cross.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
@@ -296,6 +305,7 @@ class TrainingConfig(Section):
     rivals: Annotated[int, Field(ge=2, le=1000)] = 50
     temperature: Annotated[float, Field(gt=0)] = 0.1
     positions: Annotated[int, Field(ge=1)] = 10
+    update_format: Annotated[UpdateFormat, Field(strict=False)] = UpdateFormat.INT8
 
 
 class EvaluationConfig(Section):

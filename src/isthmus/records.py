@@ -9,32 +9,27 @@ sides parse the other's message as hostile input: a wrong protocol version, key,
 """
 
 import enum
-import functools
 import hashlib
-import io
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, TrainingConfig
+from isthmus.encoding import Arrays, Encoded, Tensors
 from isthmus.errors import Refused
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.settings import Section
 
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same."""
 
-Arrays = dict[str, NDArray[np.float32]]
+ARRAYS, VALUES, CONFIG, WHITENING, SCALES = "arrays", "values", "config", "whitening", "scales"
 
-ARRAYS, VALUES, CONFIG, WHITENING = "arrays", "values", "config", "whitening"
-
-_PACKING = "numpy.ndarray"  # what Flower calls the .npy format
 _LONGEST_TEXT, _LONGEST_RECIPE = 2000, 20_000  # characters that are read of what the other side says
-_LONGEST_HEADER = 1000  # bytes; numpy writes 128
 
 
 class Kind(enum.StrEnum):
@@ -90,7 +85,10 @@ class RoundRequest:
         run: Of the federation.
         round: Of the run, from 1; 0 for the catalogue.
         recipe: Shared settings.
-        arrays: Shared parameters by name.
+        arrays: Shared parameters by name; or, with a `base`, what changed since (see `isthmus.encoding.changed`).
+        scales: Of those that are int8.
+        base: Digest of parameters that were sent earlier, hex; empty where `arrays` are all of them.
+        parameters: Digest of the shared parameters that come of it, hex; that of `arrays` where there is no base.
         whitening: Arrays of the whitening that the recipe names, where it is sent along.
         proximal_mu: FedProx's pull towards the shared parameters.
         coordinator: Public key of who asks, hex; empty if nobody signs.
@@ -98,13 +96,17 @@ class RoundRequest:
         receipt: For the head of the domain's last reply.
 
     Raises:
-        Refused: If a text is too long, the round out of range, or the pull not a finite figure from 0 on.
+        Refused: If a text is too long, the round out of range, the pull not a finite figure from 0 on, a digest none,
+            or the whitening not float32.
     """
 
     run: str
     round: int
     recipe: Recipe
-    arrays: Arrays = field(default_factory=dict)
+    arrays: Tensors = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    base: str = ""
+    parameters: str = ""
     whitening: Arrays = field(default_factory=dict)
     proximal_mu: float = 0.0
     coordinator: str = ""
@@ -116,15 +118,32 @@ class RoundRequest:
             _require_short(key, getattr(self, key))
         _require_round(self.round)
         _require_figure("proximal-mu", self.proximal_mu)
+        if self.base:
+            _require_digest("base", self.base)
+            _require_digest("parameters", self.parameters)
+        elif self.parameters:
+            raise Refused("the message names what its parameters come to, and sends them whole; it may do one of both")
+        if any(array.dtype != np.float32 for array in self.whitening.values()):
+            raise Refused("the whitening that came along is not float32")
+
+    @property
+    def sent(self) -> Encoded:
+        """What came of the shared parameters."""
+        return Encoded(arrays=self.arrays, scales=self.scales)
+
+    def parameters_digest(self) -> bytes:
+        """Hash of the shared parameters that it is about, however they came."""
+        return bytes.fromhex(self.parameters) if self.base else arrays_digest(self.arrays)
 
     def digest(self, kind: str) -> bytes:
         """Hash of everything that a release of this kind (or a delivery) depends on besides the domain's data.
 
-        The whitening counts by the digest in the recipe, so sending it along again does not change the request.
+        The whitening counts by the digest in the recipe, and the parameters by theirs, so sending more or less of them
+        along does not change the request.
         """
         running = hashlib.sha256(f"{PROTOCOL}\n{kind}\n{self.run}\n{self.round}\n{self.proximal_mu!r}\n".encode())
         running.update(self.recipe.model_dump_json().encode())
-        running.update(arrays_digest(self.arrays))
+        running.update(self.parameters_digest())
         return running.digest()
 
     def config(self) -> ConfigRecord:
@@ -139,7 +158,11 @@ class RoundRequest:
         config["coordinator"] = self.coordinator
         config["signature"] = self.signature
         config["receipt"] = self.receipt
+        config["base"] = self.base
+        config["parameters"] = self.parameters
         records = RecordDict({ARRAYS: to_array_record(self.arrays), CONFIG: config})
+        if self.scales:
+            records[SCALES] = MetricRecord(dict(self.scales))
         if self.whitening:
             records[WHITENING] = to_array_record(self.whitening)
         return records
@@ -158,6 +181,9 @@ class RoundRequest:
             round=_round(config),
             recipe=read_recipe(_typed(config, "recipe", str)),
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
+            scales=_figures(SCALES, content.metric_records.get(SCALES, MetricRecord())),
+            base=_text(config, "base") if "base" in config else "",
+            parameters=_text(config, "parameters") if "parameters" in config else "",
             whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
             coordinator=_text(config, "coordinator") if "coordinator" in config else "",
@@ -174,8 +200,8 @@ class RoundReply:
         domain: Its name.
         run: Echo of the request.
         round: Echo of the request.
-        arrays: Of the release.
-        values: Of the release.
+        arrays: Of the release, as it was encoded.
+        values: Of the release; with an update, the scales of its int8 tensors.
         refusal: Why there is no release; empty if there is one.
         exhausted: Whether the refusal is about the budget, so that asking again is pointless.
         epsilon: Spent by the domain so far, by its own ledger; for progress only, never for accounting.
@@ -185,7 +211,7 @@ class RoundReply:
     domain: str
     run: str
     round: int
-    arrays: Arrays = field(default_factory=dict)
+    arrays: Tensors = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     refusal: str = ""
     exhausted: bool = False
@@ -219,15 +245,12 @@ class RoundReply:
         """
         config = _section(content.config_records, CONFIG)
         require_protocol(config.get("protocol"))
-        values = dict(_section(content.metric_records, VALUES))
-        if not all(isinstance(value, float | int) for value in values.values()):
-            raise Refused("the reply's values must be numbers")
         return RoundReply(
             domain=_text(config, "domain"),
             run=_text(config, "run"),
             round=_round(config),
             arrays=from_array_record(_section(content.array_records, ARRAYS)),
-            values={name: float(value) for name, value in values.items()},
+            values=_figures(VALUES, _section(content.metric_records, VALUES)),
             refusal=_text(config, "refusal"),
             exhausted=_typed(config, "exhausted", bool),
             epsilon=_figure(config, "epsilon"),
@@ -235,84 +258,18 @@ class RoundReply:
         )
 
 
-def arrays_digest(arrays: Arrays) -> bytes:
-    """Hash of named tensors: names, shapes and values, in name order."""
-    running = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        running.update(f"\n{name}{array.shape}".encode())
-        running.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
-    return running.digest()
-
-
-def to_array_record(arrays: Arrays) -> ArrayRecord:
-    """Named float32 tensors as a Flower record."""
-    return ArrayRecord({name: _packed(np.asarray(array, dtype="<f4", order="C")) for name, array in arrays.items()})
-
-
-def from_array_record(record: ArrayRecord) -> Arrays:
-    """Named float32 tensors of a Flower record, read-only: they lie in the message's own bytes.
-
-    Raises:
-        Refused: If a tensor has another dtype or cannot be read.
-    """
-    return {name: _tensor(name, packed) for name, packed in record.items()}
-
-
 def content_bytes(message: Message) -> int:
-    """Size of a message's tensors, in bytes, without framing and settings (about 1 KB); 0 for an error."""
+    """Size of a message's tensors and figures, in bytes, without framing and settings (about 1 KB); 0 for an error."""
     if not message.has_content():
         return 0
-    return sum(record.count_bytes() for record in message.content.array_records.values())
+    tensors, figures = message.content.array_records.values(), message.content.metric_records.values()
+    return sum(record.count_bytes() for record in tensors) + sum(record.count_bytes() for record in figures)
 
 
 def _section(records: Any, name: str) -> Any:
     if name not in records:
         raise Refused(f"the message has no record {name!r}; it has {sorted(records)}")
     return records[name]
-
-
-def _packed(array: NDArray[np.float32]) -> Array:
-    """What `numpy.save` writes, in one copy; Flower's own constructor takes three."""
-    return Array("float32", array.shape, _PACKING, b"".join((_header_of(array.shape), array.data)))
-
-
-@functools.lru_cache(maxsize=1024)
-def _header_of(shape: tuple[int, ...]) -> bytes:
-    """What stands before the numbers of a little-endian float32 array file in C order."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return stream.getvalue()
-
-
-def _tensor(name: str, packed: Array) -> NDArray[np.float32]:
-    """The tensor that a header and its bytes agree on; its size is known before anything is allocated."""
-    if packed.dtype != "float32":
-        raise Refused(f"tensor {name!r} has dtype {packed.dtype!r}; only float32 is exchanged")
-    if packed.stype != _PACKING:
-        raise Refused(f"tensor {name!r} is packed as {packed.stype!r}; only {_PACKING!r} is exchanged")
-    start = 10 + int.from_bytes(packed.data[8:10], "little")  # the header's length stands after magic and version
-    try:
-        if start > _LONGEST_HEADER:
-            raise ValueError(f"its header has {start} bytes")
-        shape, fortran, dtype = _npy_header(packed.data[:start])
-    except Exception as error:  # noqa: BLE001 - numpy's reader raises many things on bytes that are made for it
-        raise Refused(f"tensor {name!r} cannot be read: {error!r:.200}") from None
-    if dtype != np.dtype("<f4") or shape != tuple(packed.shape):
-        raise Refused(f"tensor {name!r} is not what its header says: {dtype}, {shape}")
-    rest = len(packed.data) - start
-    if fortran or min(shape, default=0) < 0 or rest != 4 * math.prod(shape):
-        raise Refused(f"tensor {name!r} cannot be read: {rest} bytes do not hold float32 of shape {shape} in C order")
-    return np.ndarray(shape, np.dtype("<f4"), buffer=packed.data, offset=start)
-
-
-@functools.lru_cache(maxsize=1024)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and dtype, of the same few tensors again and again."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"its format is version {version}, not (1, 0)")
-    return np.lib.format.read_array_header_1_0(stream)
 
 
 def _typed(config: ConfigRecord, key: str, kind: type) -> Any:
@@ -334,6 +291,12 @@ def _round(config: ConfigRecord) -> int:
     return number
 
 
+def _figures(name: str, record: MetricRecord) -> dict[str, float]:
+    if not all(isinstance(value, float | int) for value in record.values()):
+        raise Refused(f"the message's {name} must be numbers")
+    return {key: float(value) for key, value in record.items()}  # type: ignore[arg-type]
+
+
 def _figure(config: ConfigRecord, key: str) -> float:
     figure = float(_typed(config, key, float))
     _require_figure(key, figure)
@@ -343,6 +306,11 @@ def _figure(config: ConfigRecord, key: str) -> float:
 def _require_short(key: str, text: str, longest: int = _LONGEST_TEXT) -> None:
     if len(text) > longest:
         raise Refused(f"the message's {key!r} has {len(text)} characters; at most {longest} are read")
+
+
+def _require_digest(key: str, text: str) -> None:
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise Refused(f"the message's {key!r} must be 64 hex digits, got {text[:70]!r}")
 
 
 def _require_round(number: int) -> None:

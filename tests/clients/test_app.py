@@ -26,9 +26,10 @@ from isthmus.config import load_federation
 from isthmus.errors import DataError, Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.grid import InProcessGrid
+from isthmus.packing import arrays_digest
 from isthmus.privacy.gate import Release
 from isthmus.privacy.reading import read_ledger
-from isthmus.records import Kind, RoundReply, RoundRequest, arrays_digest, recipe_of
+from isthmus.records import Kind, RoundReply, RoundRequest, recipe_of
 
 ROOT = Path(__file__).parents[2]
 WORDS = "user-4711-bought-a-pregnancy-test"

@@ -23,8 +23,9 @@ from isthmus.clients.remote import RemoteVault, remote_vault
 from isthmus.clients.wire.methods import LARGEST_MESSAGE, METHODS, SERVICE
 from isthmus.errors import ConfigError, Refused, RunError
 from isthmus.grid import InProcessGrid
+from isthmus.packing import arrays_digest
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Kind, RoundReply, RoundRequest, arrays_digest
+from isthmus.records import Kind, RoundReply, RoundRequest
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,15 @@ from tests.conftest import TinyDomain
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import vault as module
 from isthmus.clients.vault import Vault
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
+from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, UpdateFormat, load_domain
+from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import encode_event
-from isthmus.privacy.gate import Release
+from isthmus.privacy.gate import Payload, Release
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import Arrays, Kind, Recipe, RoundRequest
 
 USERS, ITEMS = 24, 16
 FEATURES = FeatureConfig(encoder="hash:64")
@@ -86,6 +88,11 @@ def same(first: Release, second: Release) -> bool:
     )
 
 
+def decoded(release: Release) -> Arrays:
+    """The update in a release, as the server will read it."""
+    return decode(Encoded(arrays=release.payload.arrays, scales=release.payload.values))
+
+
 def test_an_update_is_charged_as_the_domains_own_policy_says(open_vault: Opener, request_one: RoundRequest) -> None:
     """Rate, noise and steps of the entry are the plan's; the update has the shared parameters' shapes."""
     vault = open_vault()
@@ -99,7 +106,7 @@ def test_an_update_is_charged_as_the_domains_own_policy_says(open_vault: Opener,
     assert {name: array.shape for name, array in release.payload.arrays.items()} == {
         name: array.shape for name, array in request_one.arrays.items()
     }
-    assert release.payload.values == {}
+    assert release.payload.values.keys() == release.payload.arrays.keys()  # a scale for each int8 tensor
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,7 @@ def test_a_repeated_request_gets_the_same_bytes_for_one_charge(open_vault: Opene
     again = vault.release(Kind.UPDATE, dataclasses.replace(request_one, whitening={}))
     vault.close()
     restarted = open_vault(seed=None).release(Kind.UPDATE, request_one)
+    assert {array.dtype for array in first.payload.arrays.values()} == {np.dtype(np.int8)}  # what crosses was kept
     assert same(first, again)
     assert same(first, restarted)
     assert restarted.entry.seq == first.entry.seq == again.entry.seq
@@ -231,6 +239,151 @@ def test_parameters_of_another_model_are_refused_unpaid(
     with pytest.raises(Refused, match="parameter"):
         vault.release(Kind.UPDATE, dataclasses.replace(request_one, arrays=arrays))
     assert_nothing_happened(vault)
+
+
+@pytest.mark.parametrize("form", list(UpdateFormat))
+def test_an_update_leaves_in_the_format_of_the_recipe_rounded_after_the_noise(
+    open_vault: Opener, request_one: RoundRequest, form: UpdateFormat
+) -> None:
+    """Within a step of what the same noise gives unrounded, everywhere; the charge is the same."""
+    exact = open_vault("one").release(Kind.UPDATE, retrained(request_one, update_format=UpdateFormat.FLOAT32))
+    release = open_vault("two").release(Kind.UPDATE, retrained(request_one, update_format=form))
+    assert {array.dtype for array in release.payload.arrays.values()} == {DTYPES[form]}
+    for name, array in decoded(release).items():
+        largest = np.abs(exact.payload.arrays[name]).max()
+        assert np.abs(array - exact.payload.arrays[name]).max() <= (
+            0 if form is UpdateFormat.FLOAT32 else largest / 126
+        )
+    assert encode_event(release.entry.event) == encode_event(exact.entry.event)
+
+
+class CountingVault(Vault):
+    """Mutant: how finely an update is rounded depends on how many users there are."""
+
+    def _train(self, request: RoundRequest, *rest: Any) -> Payload:
+        """Scales with a count in them."""
+        payload = super()._train(request, *rest)
+        users = len(self.data.users)
+        return dataclasses.replace(payload, values={name: s * (1 + users / 1000) for name, s in payload.values.items()})
+
+
+def depends_on_data(
+    vault_type: type[Vault], root: Path, request: RoundRequest, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """Whether the same noisy update leaves in other bytes when the users are others."""
+    generator = np.random.default_rng(3)
+    update = {name: generator.normal(size=array.shape).astype(np.float32) for name, array in request.arrays.items()}
+    monkeypatch.setattr(module, "train_round", lambda *_, **__: update)
+    payloads = []
+    for users in (20, 40):
+        folder = TinyDomain(root / str(users))(name="books", users=users, items=ITEMS, seed=users)
+        config = load_domain(folder)
+        vault = vault_type(config, ledger=Ledger(config.ledger_path), seed=7, cache=root / "cache")
+        payloads.append(vault.release(Kind.UPDATE, request).payload)
+    one, other = payloads
+    same_bytes = all(array.tobytes() == other.arrays[name].tobytes() for name, array in one.arrays.items())
+    return not (same_bytes and one.values == other.values)
+
+
+def test_rounding_looks_at_the_noisy_update_and_nothing_else(
+    tmp_path: Path, request_one: RoundRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Post-processing: what the noise let through decides every byte. A vault that peeks is caught."""
+    assert not depends_on_data(Vault, tmp_path / "real", request_one, monkeypatch)
+    assert depends_on_data(CountingVault, tmp_path / "mutant", request_one, monkeypatch)
+
+
+def stepped(request: RoundRequest, round_: int) -> tuple[RoundRequest, RoundRequest]:
+    """The next round's question after a step of 0.25 everywhere: as a change, and with everything sent along."""
+    shared = request.arrays
+    moved = {name: array + np.float32(0.25) for name, array in shared.items()}
+    change = Encoded(
+        arrays={name: np.ones(array.shape, np.int8) for name, array in shared.items()},
+        scales=dict.fromkeys(shared, 0.25),
+    )
+    whole = dataclasses.replace(request, round=round_, arrays=moved)
+    base, after = arrays_digest(shared).hex(), arrays_digest(moved).hex()
+    return dataclasses.replace(
+        whole, arrays=change.arrays, scales=change.scales, base=base, parameters=after, whitening={}
+    ), whole
+
+
+def test_a_change_of_parameters_is_the_same_question_as_all_of_them(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """Sent as a change, then not at all, then whole, to a vault that was started again in between: one answer each."""
+    change, whole = stepped(request_one, 2)
+    vault = open_vault(seed=None)
+    vault.release(Kind.UPDATE, request_one)
+    vault.close()
+    vault = open_vault(seed=None)
+    release = vault.release(Kind.METRIC, change)
+    known = dataclasses.replace(change, base=change.parameters, arrays={}, scales={})
+    assert same(vault.release(Kind.METRIC, known), release)
+    assert same(vault.release(Kind.METRIC, whole), release)
+    update = vault.release(Kind.UPDATE, known)
+    assert same(vault.release(Kind.UPDATE, whole), update)
+    assert len(list(vault.ledger.entries())) == 3
+
+
+def test_parameters_that_a_vault_does_not_have_are_refused_unpaid(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """It asks for them; whole, they are taken. So are those that were damaged on its disk."""
+    change, whole = stepped(request_one, 1)
+    vault = open_vault()
+    with pytest.raises(Refused, match="not known here; send them along"):
+        vault.release(Kind.UPDATE, change)
+    assert_nothing_happened(vault)
+    vault.release(Kind.UPDATE, dataclasses.replace(whole))
+    (file,) = vault.ledger.path.parent.glob("parameters/*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(Refused, match="not known here; send them along"):
+        vault.release(Kind.UPDATE, dataclasses.replace(whole, round=2, base=file.stem, parameters=file.stem, arrays={}))
+
+
+@pytest.mark.parametrize(
+    "what", ["another step", "a surplus tensor", "a tensor less", "a bad scale", "whole but encoded"]
+)
+def test_a_change_that_does_not_make_the_named_parameters_is_refused_unpaid(
+    open_vault: Opener, request_one: RoundRequest, what: str
+) -> None:
+    """Only the digest is signed, so what came must hash to it."""
+    vault = open_vault()
+    vault.release(Kind.UPDATE, request_one)
+    change, _ = stepped(request_one, 2)
+    name = next(iter(change.arrays))
+    bent, words = {
+        "another step": (dataclasses.replace(change, scales={**change.scales, name: 0.5}), "does not make"),
+        "a surplus tensor": (
+            dataclasses.replace(change, arrays={**change.arrays, "x": np.ones(2, np.float32)}),
+            "does not make",
+        ),
+        "a tensor less": (
+            dataclasses.replace(
+                change,
+                arrays={key: array for key, array in change.arrays.items() if key != name},
+                scales={key: scale for key, scale in change.scales.items() if key != name},
+            ),
+            "does not make",
+        ),
+        "a bad scale": (dataclasses.replace(change, scales={**change.scales, name: np.inf}), "must be in"),
+        "whole but encoded": (dataclasses.replace(change, base="", parameters=""), "is a difference"),
+    }[what]
+    with pytest.raises(Refused, match=words):
+        vault.release(Kind.UPDATE, bent)
+    assert len(list(vault.ledger.entries())) == 1
+
+
+def test_parameters_that_are_sent_along_do_not_fill_the_disk(open_vault: Opener, request_one: RoundRequest) -> None:
+    """The latest ones are kept."""
+    vault = open_vault()
+    for number in range(module.MOST_PARAMETERS + 3):
+        moved = {name: array + np.float32(number) for name, array in request_one.arrays.items()}
+        vault.release(Kind.METRIC, dataclasses.replace(request_one, arrays=moved, run=f"r{number}"))
+    kept = {file.stem for file in vault.ledger.path.parent.glob("parameters/*/*")}
+    assert len(kept) == module.MOST_PARAMETERS
+    assert arrays_digest(moved).hex() in kept
 
 
 @pytest.mark.parametrize("digest", ["0" * 64, "", "../../../etc/passwd", "A" * 64, "é" * 64])
@@ -349,8 +502,8 @@ def test_seeded_noise_is_another_for_each_round_run_domain_and_seed(
         "domain": lambda: open_vault("two", name="shades").release(Kind.UPDATE, request_one),
         "seed": lambda: open_vault("two", seed=8).release(Kind.UPDATE, request_one),
     }[changed]()
-    for name, array in one.payload.arrays.items():
-        assert (array != other.payload.arrays[name]).mean() > 0.99
+    theirs = decoded(other)
+    assert all((array != theirs[name]).mean() > 0.99 for name, array in decoded(one).items())
 
 
 def test_secure_noise_is_never_the_same_and_says_that_it_is_private(
@@ -358,8 +511,8 @@ def test_secure_noise_is_never_the_same_and_says_that_it_is_private(
 ) -> None:
     """Without a seed two vaults on equal data differ in every coordinate."""
     one, two = (open_vault(at, seed=None).release(Kind.UPDATE, request_one) for at in ("one", "two"))
-    for name, array in one.payload.arrays.items():
-        assert (array != two.payload.arrays[name]).mean() > 0.99
+    theirs = decoded(two)
+    assert all((array != theirs[name]).mean() > 0.99 for name, array in decoded(one).items())
     assert one.entry.private
     assert two.entry.private
 
@@ -380,8 +533,9 @@ def test_threads_that_ask_at_once_get_one_answer_for_one_charge(open_vault: Open
     assert look(vault) == [("r", 1, "update", True)]
 
 
+@pytest.mark.parametrize("form", list(UpdateFormat))
 def test_a_round_that_was_refused_as_not_finite_is_not_computed_again(
-    open_vault: Opener, request_one: RoundRequest, monkeypatch: pytest.MonkeyPatch
+    open_vault: Opener, request_one: RoundRequest, monkeypatch: pytest.MonkeyPatch, form: UpdateFormat
 ) -> None:
     """Asking again would draw fresh noise under a charge that was already answered: with one refusal, one bit."""
     vault = open_vault(seed=None)
@@ -389,6 +543,6 @@ def test_a_round_that_was_refused_as_not_finite_is_not_computed_again(
     spoiled = {name: np.full_like(array, np.inf) for name, array in request_one.arrays.items()}
     monkeypatch.setattr(module, "train_round", lambda *_, **__: computed.append(1) or spoiled)
     for _ in range(3):
-        with pytest.raises(Refused):
-            vault.release(Kind.UPDATE, request_one)
+        with pytest.raises(Refused, match="is not finite"):
+            vault.release(Kind.UPDATE, retrained(request_one, update_format=form))
     assert computed == [1]

@@ -13,6 +13,7 @@ from isthmus.clients.vault import Vault
 from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.packing import arrays_digest
 from isthmus.privacy.chain import now
 from isthmus.privacy.heads import make_head, make_receipt
 from isthmus.privacy.keys import Keys, fresh_keys
@@ -21,7 +22,7 @@ from isthmus.privacy.lines import Charged, RefusedLine
 from isthmus.privacy.program import code_hash
 from isthmus.privacy.reading import read_ledger
 from isthmus.privacy.requests import sign_request
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest
+from isthmus.records import Arrays, Kind, Recipe, RoundRequest
 
 HEAD = 'approved_by = "Ada"\napproved_on = 2026-01-31\n\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n'
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)

@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from isthmus.clients import app as real
+from isthmus.encoding import encode
 from isthmus.records import RoundReply, RoundRequest
 
 app = ClientApp()
@@ -45,7 +46,9 @@ def train(message: Message, context: Context) -> Message:
     arrays = {name: np.full(array.shape, step, np.float32) for name, array in request.arrays.items()}
     if act == "200MB":
         arrays[next(iter(arrays))] = np.zeros(50_000_000, np.float32)
-    return _answer(message, context, RoundReply(domain="", run="", round=0, arrays=arrays), earlier=act == "replay")
+    update = encode(arrays, request.recipe.training.update_format, np.random.default_rng(0).random)
+    reply = RoundReply(domain="", run="", round=0, arrays=update.arrays, values=update.scales)
+    return _answer(message, context, reply, earlier=act == "replay")
 
 
 def _answer(message: Message, context: Context, reply: RoundReply, *, earlier: bool = False) -> Message:

@@ -391,3 +391,12 @@ def test_a_source_says_whether_it_can_be_repeated() -> None:
         np.random.seed(1)  # noqa: NPY002 - the global generator, which must not matter
         blocks.append(SecureRandomness().gaussian(100))
     assert not repeats(*blocks)
+
+
+@pytest.mark.parametrize("randomness", [SecureRandomness(), SeededRandomness(3)])
+def test_uniform_draws_are_uniform(randomness: Randomness) -> None:
+    """20,000 of them against the law, all in [0, 1); a sound source fails once in ten million runs."""
+    draws = randomness.uniform(20_000)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert stats.kstest(draws, "uniform").pvalue > 1e-7

@@ -26,9 +26,10 @@ from isthmus.clients import trainer
 from isthmus.clients.trainer import PrivateOptimizer, train_round
 from isthmus.config import BackboneConfig, TrainingConfig
 from isthmus.errors import ConfigError
+from isthmus.packing import from_array_record
 from isthmus.privacy import noise
 from isthmus.privacy.noise import LIMIT, STEPS, Floats, SecureRandomness, SeededRandomness, lattice_step
-from isthmus.records import Arrays, RoundReply, from_array_record
+from isthmus.records import Arrays, RoundReply
 
 UNLIKELY = 1e-7
 """A sound source fails a check about once in ten million runs."""

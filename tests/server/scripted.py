@@ -9,7 +9,9 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from isthmus.backbone import Backbone, shared_parameters
 from isthmus.config import load_federation
+from isthmus.encoding import encode
 from isthmus.grid import InProcessGrid
 from isthmus.records import RoundReply, RoundRequest
 from isthmus.server.checkpoint import RunState
@@ -25,6 +27,14 @@ MOMENTS = replace(
     values={"count": 10.0},
 )
 """Honest moments of a catalogue of 4 dimensions."""
+
+
+def moved(request: RoundRequest, step: float) -> RoundReply:
+    """An update that adds the same everywhere, in the format of the request's recipe."""
+    shapes = {name: tuple(each.shape) for name, each in shared_parameters(Backbone(4, request.recipe.backbone)).items()}
+    update = {name: np.full(shape, step, np.float32) for name, shape in shapes.items()}
+    encoded = encode(update, request.recipe.training.update_format, np.random.default_rng(request.round).random)
+    return replace(EMPTY, arrays=encoded.arrays, values=encoded.scales)
 
 
 class Script(Protocol):
@@ -46,7 +56,7 @@ class Gains:
         if kind == "catalogue":
             return MOMENTS
         if kind == "update":
-            return replace(EMPTY, arrays={n: np.full(a.shape, 0.01, np.float32) for n, a in request.arrays.items()})
+            return moved(request, 0.01)
         return replace(EMPTY, values={"gain": self.gains[request.round], "users": 100.0, "noise_stddev": 1.0})
 
 

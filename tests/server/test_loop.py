@@ -13,7 +13,7 @@ from tests.server.scripted import EMPTY, MOMENTS, BadContact, Gains, OneName, ru
 
 from isthmus.clients.app import app as client_app
 from isthmus.clients.connection import leave_simulation
-from isthmus.config import load_domain, load_federation
+from isthmus.config import UpdateFormat, load_domain, load_federation
 from isthmus.errors import RunError
 from isthmus.grid import InProcessGrid
 from isthmus.privacy.budget import PrivacyBudget
@@ -305,7 +305,8 @@ def test_without_evaluations_the_prior_is_shipped(tiny_federation: TinyFederatio
 
 def test_the_gain_of_a_round_and_its_noise_are_kept(tiny_federation: TinyFederation, tmp_path: Path) -> None:
     """Two domains with stddev 1 on 100 users: 0.01 each, and 0.01 / sqrt(2) for their mean."""
-    state = run_script(tiny_federation(evaluate_every=2), Gains({2: 4.0, 4: 2.0}), tmp_path / "a")[-1]
+    file = tiny_federation(evaluate_every=2, update_format=UpdateFormat.FLOAT32)
+    state = run_script(file, Gains({2: 4.0, 4: 2.0}), tmp_path / "a")[-1]
     assert [record.gain for record in state.history] == [None, pytest.approx(0.04), None, pytest.approx(0.02)]
     assert state.history[1].gain_stddev == pytest.approx(0.01 / np.sqrt(2))
     assert sorted(state.history[1].evaluations) == ["books", "games"]

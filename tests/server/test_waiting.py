@@ -231,7 +231,7 @@ def test_a_slow_domain_changes_nothing_in_the_sum_of_the_others(file: Path, tmp_
     grid = flaky(mute=lambda node, kind, round_: node == SECOND and kind == "train")
     state = run_script(file, Gains({}), tmp_path, grid_type=grid, patience=SHORT, rounds=1)[-1]
     moved = {name: array - state.best[name] for name, array in state.arrays.items()}
-    assert all(np.allclose(step, 0.01, atol=1e-6) for step in moved.values())
+    assert all(np.allclose(step, 0.01, atol=0.01 / 60) for step in moved.values())  # two roundings to int8
 
 
 class Doubling(Flaky):

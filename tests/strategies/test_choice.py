@@ -10,10 +10,11 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig, UpdateFormat
 from isthmus.grid import InProcessGrid
+from isthmus.packing import to_array_record
 from isthmus.privacy.keys import fresh_keys
-from isthmus.records import Arrays, Recipe, RoundReply, RoundRequest, to_array_record
+from isthmus.records import Arrays, Recipe, RoundReply, RoundRequest
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import Guarded
 
@@ -32,10 +33,12 @@ def draw(seed: int) -> Arrays:
     return {"a": generator.normal(size=(5, 3)).astype(np.float32), "b": generator.normal(size=7).astype(np.float32)}
 
 
-def make(name: StrategyName, weights: Mapping[str, float] = WEIGHTS) -> Guarded:
+def make(
+    name: StrategyName, weights: Mapping[str, float] = WEIGHTS, form: UpdateFormat = UpdateFormat.FLOAT32
+) -> Guarded:
     """A strategy over two domains."""
     config = StrategyConfig(name=name, weights=dict(weights), server_learning_rate=RATE, proximal_mu=0.25)
-    return make_strategy(config, run="r1", roster={2: "books", 3: "games"}, keys=fresh_keys())
+    return make_strategy(config, form=form, run="r1", roster={2: "books", 3: "games"}, keys=fresh_keys())
 
 
 def one_round(strategy: Guarded, round_: int, shared: Arrays) -> Arrays:

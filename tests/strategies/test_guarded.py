@@ -11,21 +11,14 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, StrategyName, TrainingConfig, UpdateFormat
+from isthmus.encoding import DTYPES, changed, decode, encode
 from isthmus.errors import Refused
 from isthmus.grid import InProcessGrid
+from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.keys import fresh_keys
 from isthmus.privacy.requests import require_asker
-from isthmus.records import (
-    ARRAYS,
-    Arrays,
-    Kind,
-    Recipe,
-    RoundReply,
-    RoundRequest,
-    from_array_record,
-    to_array_record,
-)
+from isthmus.records import ARRAYS, Arrays, Kind, Recipe, RoundReply, RoundRequest
 from isthmus.strategies.choice import make_strategy
 from isthmus.strategies.guarded import EXHAUSTED, FAILED, OK, REFUSED, Guarded, Outcome, mean_update
 
@@ -52,10 +45,11 @@ def start(
     name: StrategyName = StrategyName.FEDAVG,
     weights: Mapping[str, float] | None = None,
     roster: Mapping[int, str] = ROSTER,
+    form: UpdateFormat = UpdateFormat.FLOAT32,
 ) -> tuple[Guarded, dict[str, Message]]:
     """A strategy that has asked its domains for round 3, and what it sent to whom."""
     config = StrategyConfig(name=name, weights=dict(weights or {}), max_update_norm=50.0, proximal_mu=0.5)
-    strategy = make_strategy(config, run="r1", roster=roster, keys=fresh_keys())
+    strategy = make_strategy(config, form=form, run="r1", roster=roster, keys=fresh_keys())
     return strategy, asked(strategy, SHARED)
 
 
@@ -140,6 +134,7 @@ BAD: dict[str, Callable[[RoundReply], RecordDict]] = {
         reply, arrays={**reply.arrays, "a": reply.arrays["a"].T}
     ).to_records(),
     "wrong dtype": float64,
+    "surplus figure": lambda reply: dataclasses.replace(reply, values={"num-examples": 1e6}).to_records(),
     "wrong round": lambda reply: dataclasses.replace(reply, round=ROUND - 1).to_records(),
     "wrong run": lambda reply: dataclasses.replace(reply, run="r0").to_records(),
     "wrong sender": lambda reply: dataclasses.replace(reply, domain="books").to_records(),
@@ -239,7 +234,6 @@ def test_declared_weights_are_used_and_client_sent_counts_are_not() -> None:
     replies = answers(sent, *DOMAINS)
     for number, reply in enumerate(replies):
         reply.content["metrics"] = MetricRecord({"num-examples": 10**number})
-        reply.content.metric_records["values"]["num-examples"] = 10.0**number
     found = aggregate(strategy, replies)
     for name, shared in SHARED.items():
         mean = sum(
@@ -287,6 +281,103 @@ def with_whitening(sent: Mapping[str, Message]) -> list[str]:
     """Domains whose message holds the whitening, whole."""
     requests = {name: RoundRequest.from_records(message.content) for name, message in sent.items()}
     return sorted(name for name, each in requests.items() if each.whitening and each.whitening["mean"].sum() == 2)
+
+
+def encoded_answers(
+    sent: Mapping[str, Message], form: UpdateFormat, *domains: str, updates: Mapping[str, Arrays] = UPDATES
+) -> list[Message]:
+    """Honest replies of the given domains in a format."""
+    replies = []
+    for number, domain in enumerate(domains):
+        update = encode(updates[domain], form, np.random.default_rng(number).random)
+        reply = dataclasses.replace(good(domain), arrays=update.arrays, values=update.scales)
+        replies.append(Message(reply.to_records(), reply_to=sent[domain]))
+    return replies
+
+
+@pytest.mark.parametrize("form", list(UpdateFormat))
+@pytest.mark.parametrize("strategy_name", list(StrategyName))
+def test_a_domain_makes_the_servers_parameters_of_what_it_is_sent(
+    strategy_name: StrategyName, form: UpdateFormat
+) -> None:
+    """Over four rounds, to the bit, from what it held and what came; one question to all, however it was sent."""
+    strategy, _ = start(name=strategy_name, form=form)
+    shared, held = SHARED, {}
+    for round_ in range(ROUND, ROUND + 4):
+        sent = asked(strategy, shared, ROUND)
+        requests = {name: RoundRequest.from_records(message.content) for name, message in sent.items()}
+        for name, request in requests.items():
+            held[name] = changed(held[name] if request.base else {}, request.sent)
+            assert same_bits(held[name], shared)
+            assert request.parameters_digest() == arrays_digest(shared)
+        assert len({request.digest(Kind.UPDATE) for request in requests.values()}) == 1
+        assert {name for name, request in requests.items() if request.base} == (
+            set(DOMAINS) if round_ > ROUND else set()
+        )
+        if round_ > ROUND:
+            assert {array.dtype for request in requests.values() for array in request.arrays.values()} == {DTYPES[form]}
+        shared = aggregate(strategy, encoded_answers(sent, form, *DOMAINS))
+
+
+@pytest.mark.parametrize("form", list(UpdateFormat))
+def test_rounding_moves_the_next_parameters_by_less_than_a_step(form: UpdateFormat) -> None:
+    """Beside Flower's own mean of what was accepted: at most a step, which is 1/126 of the largest move."""
+    strategy, sent = start(form=form)
+    found = aggregate(strategy, encoded_answers(sent, form, *DOMAINS))
+    updates = [
+        decode(encode(UPDATES[domain], form, np.random.default_rng(number).random))
+        for number, domain in enumerate(DOMAINS)
+    ]
+    for name, before in SHARED.items():
+        mean = np.mean([update[name] for update in updates], axis=0)
+        step = 0 if form is UpdateFormat.FLOAT32 else np.abs(mean).max() / 126
+        assert np.abs(found[name] - before - mean).max() <= step + 1e-6
+
+
+@pytest.mark.parametrize("form", list(UpdateFormat))
+def test_what_did_not_change_is_not_sent(form: UpdateFormat) -> None:
+    """Not the parameters that were just evaluated, and not a tensor that no update moved."""
+    strategy, sent = start(form=form)
+    frozen = {domain: {**update, "b": np.zeros(7, np.float32)} for domain, update in UPDATES.items()}
+    shared = aggregate(strategy, encoded_answers(sent, form, *DOMAINS, updates=frozen))
+    evaluated = asked(strategy, shared, evaluate=True)
+    assert {name: requested(message) for name, message in evaluated.items()} == {name: ["a"] for name in DOMAINS}
+    figures = [evaluation(domain, gain=1.0, users=100.0, stddev=1.0) for domain in ("books", "games")]
+    strategy.aggregate_evaluate(
+        ROUND, [Message(figure.to_records(), reply_to=evaluated[figure.domain]) for figure in figures]
+    )
+    trained = asked(strategy, shared)
+    assert {name: requested(message) for name, message in trained.items()} == {
+        "books": [],
+        "games": [],
+        "music": ["a", "b"],  # did not answer, so nobody knows what it holds
+    }
+
+
+def test_whoever_missed_a_round_gets_everything() -> None:
+    """The change is one from parameters that it never held; so does a server that was started again send it to all."""
+    strategy, sent = start(form=UpdateFormat.INT8)
+    shared = aggregate(strategy, encoded_answers(sent, UpdateFormat.INT8, *DOMAINS))
+    sent = asked(strategy, shared)
+    shared = aggregate(strategy, encoded_answers(sent, UpdateFormat.INT8, "books", "music"))
+    bases = {name: RoundRequest.from_records(each.content).base for name, each in asked(strategy, shared).items()}
+    assert {name for name, base in bases.items() if not base} == {"games"}
+    again, _ = start(form=UpdateFormat.INT8)
+    assert {RoundRequest.from_records(each.content).base for each in asked(again, shared).values()} == {""}
+
+
+def test_a_server_that_lost_a_round_rounds_it_alike() -> None:
+    """The same answers make the same parameters: domains that evaluated them answer nothing else."""
+    one, two = (
+        aggregate(strategy, encoded_answers(sent, UpdateFormat.INT8, *DOMAINS))
+        for strategy, sent in (start(form=UpdateFormat.INT8), start(form=UpdateFormat.INT8))
+    )
+    assert same_bits(one, two)
+
+
+def requested(message: Message) -> list[str]:
+    """Names of the tensors of shared parameters in a message."""
+    return sorted(RoundRequest.from_records(message.content).arrays)
 
 
 def test_every_request_is_signed_and_carries_its_domains_receipt() -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
+from isthmus.config import UpdateFormat
+from isthmus.encoding import decode, encode
 from isthmus.errors import BudgetExhausted, ReplyRefused
 from isthmus.records import RoundReply
 from isthmus.strategies.validation import ReplyJudge
 
 SHAPES: dict[str, tuple[int, ...]] = {"head.weight": (3, 2), "norm.bias": (4,)}
-JUDGE = ReplyJudge(run="r1", round=3, shapes=SHAPES, max_norm=10.0)
+JUDGE = ReplyJudge(run="r1", round=3, shapes=SHAPES, max_norm=10.0, form=UpdateFormat.FLOAT32)
 GOOD = RoundReply(
     domain="books",
     run="r1",
@@ -127,6 +129,77 @@ def test_an_envelope_that_does_not_fit_is_refused(kind: str, change: dict[str, o
     reply, judge = JUDGES[kind]
     with pytest.raises(ReplyRefused, match=words):
         judge(dataclasses.replace(reply, **change).to_records(), domain="books")  # type: ignore[arg-type]
+
+
+# What updates are worth: encoded ones.
+
+INT8 = dataclasses.replace(JUDGE, form=UpdateFormat.INT8)
+ENCODED = encode(GOOD.arrays, UpdateFormat.INT8, np.random.default_rng(0).random)
+GOOD_INT8 = dataclasses.replace(GOOD, arrays=ENCODED.arrays, values=ENCODED.scales)
+
+
+def test_an_encoded_update_is_accepted_decoded() -> None:
+    """As float32, from which everything else is computed; its scales are used up."""
+    reply = INT8.update(GOOD_INT8.to_records(), domain="books")
+    assert reply.values == {}
+    for name, array in decode(ENCODED).items():
+        assert reply.arrays[name].dtype == np.float32
+        assert reply.arrays[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -0.004, 1e-300, 1e300])
+def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    """Whatever the int8 values beside it are."""
+    values = {**GOOD_INT8.values, "norm.bias": scale}
+    with pytest.raises(ReplyRefused, match=r"the scale of 'norm\.bias' must be in"):
+        INT8.update(dataclasses.replace(GOOD_INT8, values=values).to_records(), domain="books")
+
+
+@pytest.mark.parametrize("values", [{}, {"norm.bias": 0.1}, {**GOOD_INT8.values, "num-examples": 1e6}])
+def test_missing_and_surplus_scales_are_refused(values: dict[str, float]) -> None:
+    """One for each tensor."""
+    with pytest.raises(ReplyRefused, match="one scale; missing or surplus"):
+        INT8.update(dataclasses.replace(GOOD_INT8, values=values).to_records(), domain="books")
+
+
+@pytest.mark.parametrize("form", list(UpdateFormat))
+@pytest.mark.parametrize("came", list(UpdateFormat))
+def test_an_update_in_another_format_is_refused(form: UpdateFormat, came: UpdateFormat) -> None:
+    """A run has one; a tensor of it in another one is enough."""
+    judge = dataclasses.replace(JUDGE, form=form)
+    for names in (SHAPES, ["norm.bias"]):
+        own = encode(GOOD.arrays, form, np.random.default_rng(0).random)
+        other = encode({name: GOOD.arrays[name] for name in names}, came, np.random.default_rng(0).random)
+        arrays, values = {**own.arrays, **other.arrays}, {**own.scales, **other.scales}
+        reply = dataclasses.replace(GOOD, arrays=arrays, values=values)
+        if came is form:
+            assert judge.update(reply.to_records(), domain="books").arrays["norm.bias"].dtype == np.float32
+        else:
+            with pytest.raises(ReplyRefused, match=f"this run exchanges {form}"):
+                judge.update(reply.to_records(), domain="books")
+
+
+@pytest.mark.parametrize(("steps", "accepted"), [(100, True), (-100, True), (101, False), (-101, False), (-128, False)])
+def test_the_norm_limit_is_on_what_was_decoded(steps: int, accepted: bool) -> None:
+    """100 steps of 0.1 are the limit of 10; the int8 values alone would be far above it, or below with a large step."""
+    arrays = {name: np.zeros(shape, np.int8) for name, shape in SHAPES.items()}
+    arrays["norm.bias"][2] = steps
+    reply = dataclasses.replace(GOOD, arrays=arrays, values={"head.weight": 1.0, "norm.bias": 0.1 - 1e-9})
+    if accepted:
+        INT8.update(reply.to_records(), domain="books")
+    else:
+        with pytest.raises(ReplyRefused, match="above the limit 10"):
+            INT8.update(reply.to_records(), domain="books")
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_bfloat16_bits_that_are_not_finite_are_refused(bits: int) -> None:
+    """Infinities and NaNs, as integers harmless."""
+    encoded = encode(GOOD.arrays, UpdateFormat.BFLOAT16, np.random.default_rng(0).random)
+    encoded.arrays["norm.bias"][1] = bits
+    reply = dataclasses.replace(GOOD, arrays=encoded.arrays)
+    with pytest.raises(ReplyRefused, match="'norm.bias' holds a value that is not finite"):
+        dataclasses.replace(JUDGE, form=UpdateFormat.BFLOAT16).update(reply.to_records(), domain="books")
 
 
 @pytest.mark.parametrize("kind", list(JUDGES))

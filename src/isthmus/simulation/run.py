@@ -22,8 +22,9 @@ from isthmus.durable import write_durably
 from isthmus.errors import RunError
 from isthmus.features import default_cache_dir
 from isthmus.grid import InProcessGrid, RunConfig
+from isthmus.packing import arrays_digest
 from isthmus.ray_grid import RayGrid
-from isthmus.records import arrays_digest, recipe_of
+from isthmus.records import recipe_of
 from isthmus.report.page import render_report
 from isthmus.report.result import Result, read_result, write_result
 from isthmus.server.app import make_app

@@ -11,7 +11,7 @@ from tests.clients.audit.mutants import Bursting, HalvedNoise, LateClipping, Noi
 from isthmus.clients.audit import AUDIT_POLICY, Evidence, audit_planted
 from isthmus.clients.audit.made_up import make_up_users, run_vault
 from isthmus.clients.trainer import PrivateOptimizer
-from isthmus.config import DomainConfig, FederationConfig
+from isthmus.config import DomainConfig, FederationConfig, UpdateFormat
 from isthmus.errors import ConfigError, DataError
 from isthmus.privacy.accounting import epsilon
 from isthmus.privacy.plan import plan_for
@@ -115,6 +115,8 @@ def test_the_auditors_view_is_what_the_vault_trains_on(
     domain: DomainConfig, federation: FederationConfig, tmp_path: Path
 ) -> None:
     """Without noise, updates of full batches are the sums of the users' clipped gradients; the rows are the tables'."""
+    unrounded = federation.training.model_copy(update={"update_format": UpdateFormat.FLOAT32})
+    federation = federation.model_copy(update={"training": unrounded})
     with served(Noiseless):
         run = audit_planted(domain, federation, policy=AUDIT_POLICY, users=60, seed=1)
     assert failed(run) >= {"noise", "noise in every tensor"}

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,28 +19,42 @@ from isthmus.clients.wire.methods import METHODS, OF_KIND, SERVICE
 from isthmus.clients.wire.vault_pb2 import Question, Tensor
 from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig
 from isthmus.errors import Refused
-from isthmus.records import Kind, Recipe, RoundReply, RoundRequest, arrays_digest
+from isthmus.packing import arrays_digest
+from isthmus.records import Kind, Recipe, RoundReply, RoundRequest
 
 ROOT = Path(__file__).parents[3]
 RECIPE = Recipe(features=FeatureConfig(), backbone=BackboneConfig(), training=TrainingConfig(), whitening="ab" * 32)
+NAMES = st.text("abc.é", min_size=1, max_size=9)
+SHAPES = arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+FLOATS = st.dictionaries(NAMES, arrays_of.arrays(np.float32, SHAPES), max_size=4)
 TENSORS = st.dictionaries(
-    st.text("abc.é", min_size=1, max_size=9),
-    arrays_of.arrays(np.float32, arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
-    max_size=4,
+    NAMES, arrays_of.arrays(st.sampled_from([np.float32, np.uint16, np.int8]), SHAPES), max_size=4
 )
+SCALES = st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=3)
+DIGESTS = st.sampled_from([{}, {"base": "12" * 32, "parameters": "34" * 32}])
 
 
-@given(arrays=TENSORS, whitening=TENSORS, round_=st.integers(0, 2**31 - 1), run=st.text("abc-", max_size=20))
+def types(arrays: dict[str, np.ndarray]) -> dict[str, np.dtype]:
+    """Of each tensor; the values are compared by their digest."""
+    return {name: array.dtype for name, array in arrays.items()}
+
+
+@given(
+    sent=st.fixed_dictionaries({"arrays": TENSORS, "whitening": FLOATS, "scales": SCALES}),
+    digests=DIGESTS,
+    round_=st.integers(0, 2**31 - 1),
+    run=st.text("abc-", max_size=20),
+)
 def test_a_request_comes_through_whole(
-    arrays: dict[str, np.ndarray], whitening: dict[str, np.ndarray], round_: int, run: str
+    sent: dict[str, dict[str, Any]], digests: dict[str, str], round_: int, run: str
 ) -> None:
     """Any tensors and texts, to the last bit, and so the digest that was signed."""
     request = RoundRequest(
         run=run,
         round=round_,
         recipe=RECIPE,
-        arrays=arrays,
-        whitening=whitening,
+        **sent,
+        **digests,
         proximal_mu=0.1,
         coordinator="c0",
         signature="5e",
@@ -47,8 +62,21 @@ def test_a_request_comes_through_whole(
     )
     there = from_question(Question.FromString(to_question(request).SerializeToString()))
     assert there.digest(Kind.UPDATE) == request.digest(Kind.UPDATE)
+    assert arrays_digest(there.arrays) == arrays_digest(request.arrays)
+    assert types(there.arrays) == types(request.arrays)
     assert arrays_digest(there.whitening) == arrays_digest(request.whitening)
-    for name in ("run", "round", "recipe", "proximal_mu", "coordinator", "signature", "receipt"):
+    for name in (
+        "scales",
+        "base",
+        "parameters",
+        "run",
+        "round",
+        "recipe",
+        "proximal_mu",
+        "coordinator",
+        "signature",
+        "receipt",
+    ):
         assert getattr(there, name) == getattr(request, name)
 
 
@@ -68,6 +96,7 @@ def test_a_reply_comes_through_whole(arrays: dict[str, np.ndarray], values: dict
     )
     there = from_answer(type(to_answer(reply)).FromString(to_answer(reply).SerializeToString()))
     assert arrays_digest(there.arrays) == arrays_digest(reply.arrays)
+    assert types(there.arrays) == types(reply.arrays)
     for name in ("domain", "run", "round", "values", "refusal", "exhausted", "epsilon", "head"):
         assert getattr(there, name) == getattr(reply, name)
 
@@ -95,8 +124,13 @@ def question(**changes: object) -> Question:
         ({"proximal_mu": float("nan")}, "finite and not negative"),
         ({"proximal_mu": -1.0}, "finite and not negative"),
         ({"arrays": [Tensor(name="w", shape=[2**31, 2**31], values=b"1234")]}, "4 bytes are no float32"),
-        ({"arrays": [Tensor(name="w", shape=[1] * 9, values=b"1234")]}, "4 bytes are no float32"),
+        ({"arrays": [Tensor(name="w", shape=[1] * 9, values=b"1234")]}, "9 axes"),
         ({"arrays": [Tensor(name="w", shape=[1], values=b"12345678")]}, "8 bytes are no float32"),
+        ({"arrays": [Tensor(name="w", shape=[2], values=b"1234", type=Tensor.INT8)]}, "4 bytes are no int8"),
+        ({"arrays": [Tensor(name="w", shape=[4], values=b"1234", type=Tensor.UINT16)]}, "4 bytes are no uint16"),
+        ({"arrays": [Tensor(name="w", shape=[1], values=b"1234", type=7)]}, "type 7"),
+        ({"whitening": [Tensor(name="mean", shape=[4], values=b"1234", type=Tensor.INT8)]}, "is not float32"),
+        ({"base": "../x", "parameters": "12" * 32}, "'base' must be 64 hex digits"),
         ({"arrays": [Tensor(name="w\n", shape=[1], values=b"1234")]}, "must be its own, visible"),
         ({"arrays": [Tensor(name="", shape=[1], values=b"1234")]}, "must be its own, visible"),
         ({"arrays": [Tensor(name="w", shape=[0])] * 2}, "must be its own, visible"),

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from isthmus.encoding import encode
 from isthmus.records import RoundReply, RoundRequest
 
 app = ClientApp()
@@ -27,7 +28,8 @@ def train(message: Message, context: Context) -> Message:
         time.sleep(60)
     step = float(context.node_config["step"])
     arrays = {name: np.full(array.shape, step, np.float32) for name, array in request.arrays.items()}
-    return _answer(message, context, RoundReply(domain="", run="", round=0, arrays=arrays))
+    update = encode(arrays, request.recipe.training.update_format, np.random.default_rng(0).random)
+    return _answer(message, context, RoundReply(domain="", run="", round=0, arrays=update.arrays, values=update.scales))
 
 
 @app.query("receipt")
