@@ -40,37 +40,16 @@ from isthmus.server.checkpoint import RunState, load_checkpoint
 from isthmus.simulation import prepare, run
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from line import Line  # noqa: E402 - beside the other benchmarks
+
 CHECKOUT = HERE.parents[1]
 DATA = CHECKOUT.parent / "shared" / "data"
 REAL = "office_industrial"
 BASE = UpdateFormat.FLOAT32
 BAR = 3.5
 """Float32's bytes are at least so many times int8's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One comparison.
-
-    Attributes:
-        name: What was measured.
-        ours: Of the format.
-        peer: Of what it is compared with.
-        peer_name: Its name.
-        ratio: For bytes, the peer's to ours; for NDCG@10, ours to the peer's.
-        bar: Least ratio that is good enough; none where nothing was promised.
-        unit: Of `ours` and `peer`.
-        met: Whether it is.
-    """
-
-    name: str
-    ours: float
-    peer: float
-    peer_name: str
-    ratio: float
-    bar: float | None
-    unit: str
-    met: bool | None
 
 
 @dataclass(kw_only=True)
