@@ -71,7 +71,7 @@ def open_domain_data(config: DomainConfig) -> DomainData:
     kept = _read(folder, key)
     if kept is None:
         data = load_domain_data(config)
-        if not _write(folder, key, data):
+        if _key(config) != key or not _write(folder, key, data):  # tables that change meanwhile are not kept
             return data
         kept = _read(folder, key)
         if kept is None:  # another process keeps another state of the data

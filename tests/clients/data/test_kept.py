@@ -209,6 +209,20 @@ def test_where_nothing_can_be_written_the_histories_stay_in_memory(toy, monkeypa
     assert list((toy.folder / kept.FOLDER).iterdir()) == []
 
 
+def test_tables_that_change_while_they_are_read_are_not_kept(toy, monkeypatch) -> None:
+    """The arrays would be of other bytes than their key says."""
+    load = kept.load_domain_data
+
+    def late(config: DomainConfig) -> DomainData:
+        data = load(config)
+        toy.write("events.csv", (toy.folder / "events.csv").read_text() + "eve,a,7\n")
+        return data
+
+    monkeypatch.setattr(kept, "load_domain_data", late)
+    assert not mapped(open_domain_data(toy.config()))
+    assert not (toy.folder / kept.FOLDER).exists()
+
+
 def test_a_table_that_is_not_there_is_refused_as_ever(toy) -> None:
     """The reader's sentence, not the cache's."""
     open_domain_data(toy.config())
