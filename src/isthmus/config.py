@@ -211,7 +211,8 @@ class FeatureConfig(Section):
     """How public text becomes item features.
 
     Attributes:
-        encoder: `minilm` (packaged), `hash` (no model, for tests), or a local transformers folder or hub id.
+        encoder: `minilm` (packaged), `hash` (no model, for tests), or a local transformers folder or hub id; with
+            `:int8` at the end of the name its matrix products are in 8 bits, which is faster and not the same vectors.
         dim: Features kept after whitening, in dimensions; all when absent.
         whitening_eps: Ridge added to the eigenvalues of the pooled covariance, relative to their mean.
     """

@@ -3,7 +3,8 @@
     features = encode_texts(titles, "minilm", cache_dir=default_cache_dir())   # (items, 384)
 
 Names: `minilm` (packaged weights, the default of a federation), `hash` or `hash:DIM` (no model), a
-local transformers folder, or a hub id. A text is encoded once however often it appears, and never
+local transformers folder, or a hub id; `minilm:int8` (or any BERT's name with `:int8`) is the same weights
+with products in 8 bits, 1.3 to 1.6 times as fast. A text is encoded once however often it appears, and never
 again once it is in the cache. A text that is empty or blank says nothing: its row is zero, whatever
 the encoder, and stays zero through whitening.
 """

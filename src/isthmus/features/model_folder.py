@@ -23,9 +23,11 @@ from isthmus.errors import ConfigError
 
 CHOICES = (
     "Valid encoders: `minilm` (packaged), `hash` or `hash:DIM` (no model), the path of a local transformers "
-    "folder, or the id of a model on the Hugging Face hub, such as `owner/model`."
+    "folder, or the id of a model on the Hugging Face hub, such as `owner/model`; a BERT's name may end in `:int8`."
 )
 _RECIPE = 1  # part of the identity: raise it when the vectors of the same weights change
+_INT8 = ":int8"
+_INT8_RECIPE = 1  # the same, for vectors in 8 bits
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MODULES = {"Transformer", "Pooling", "Normalize"}  # of sentence-transformers, that are followed here
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -46,6 +48,7 @@ class ModelFolder:
         pooling: `mean` over the tokens of a text, or `cls`: its first token.
         max_tokens: A longer text is cut, in tokens.
         lowercase: Whether texts are lowered before the tokenizer.
+        int8: Whether matrix products are in 8 bits (see `isthmus.features.int8`).
     """
 
     path: Path
@@ -54,11 +57,13 @@ class ModelFolder:
     pooling: str
     max_tokens: int
     lowercase: bool
+    int8: bool
 
     @property
     def identity(self) -> str:
         """Name and content hash of weights, tokenizer and recipe."""
-        digest = hashlib.sha256(f"{_RECIPE} {self.pooling} {self.max_tokens} {self.lowercase}".encode())
+        products = f" int8 {_INT8_RECIPE}" if self.int8 else ""
+        digest = hashlib.sha256(f"{_RECIPE} {self.pooling} {self.max_tokens} {self.lowercase}{products}".encode())
         for file in sorted(self.path.iterdir()):
             if file.is_file() and _DECIDES.fullmatch(file.name):
                 with file.open("rb") as stream:
@@ -89,18 +94,19 @@ def find_model_folder(encoder: str) -> ModelFolder:
     """Find a transformer by name; a hub id is fetched, or read from the hub's cache (HF_HUB_OFFLINE).
 
     Args:
-        encoder: `minilm`, a folder, or a hub id.
+        encoder: `minilm`, a folder, or a hub id, each with `:int8` at its end for products in 8 bits.
 
     Raises:
         ConfigError: If there is no such model here, or it is made in a way that is not followed.
     """
-    if encoder == "minilm":
-        return _read(_packaged_minilm(), encoder)
-    path = Path(encoder).expanduser()
+    name, int8 = encoder.removesuffix(_INT8), encoder.endswith(_INT8)
+    if name == "minilm":
+        return _read(_packaged_minilm(), name, int8=int8)
+    path = Path(name).expanduser()
     if path.is_dir():
-        return _read(path.resolve(), path.resolve().name)
-    if _HUB_ID.fullmatch(encoder):
-        return _read(_from_hub(encoder), encoder)
+        return _read(path.resolve(), path.resolve().name, int8=int8)
+    if _HUB_ID.fullmatch(name):
+        return _read(_from_hub(name), name, int8=int8)
     raise ConfigError(f"encoder {encoder!r} is neither a known name, nor a folder, nor a hub id. {CHOICES}")
 
 
@@ -132,7 +138,7 @@ def _from_hub(encoder: str) -> Path:
     return Path(folder)
 
 
-def _read(path: Path, name: str) -> ModelFolder:
+def _read(path: Path, name: str, *, int8: bool) -> ModelFolder:
     """What the folder's configuration files say, checked."""
     config = _json(path / "config.json")
     if not isinstance(config.get("hidden_size"), int):
@@ -147,11 +153,12 @@ def _read(path: Path, name: str) -> ModelFolder:
     longest = sentence.get("max_seq_length") or min(config.get("max_position_embeddings", _LONGEST), _LONGEST)
     return ModelFolder(
         path=path,
-        name=name,
+        name=name + (_INT8 if int8 else ""),
         dim=config["hidden_size"],
         pooling=_pooling(path, name),
         max_tokens=int(longest),
         lowercase=bool(sentence.get("do_lower_case", False)),
+        int8=int8,
     )
 
 

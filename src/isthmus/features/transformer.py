@@ -7,7 +7,7 @@ on which texts share its batch: encoding a catalogue in two parts gives the same
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,13 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from isthmus.errors import ConfigError
+from isthmus.features.int8 import Int8Bert
 from isthmus.features.model_folder import CHOICES, ModelFolder
 
-_TOKEN_BUDGET = 2048  # tokens of one batch; on one core the speed is flat from 1024 to 4096
+_TOKEN_BUDGET = 2048  # tokens of one batch; on one core the speed is flat from 512 to 4096
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+"""From token ids (batch, length), none of them padding, to the last hidden states (batch, length, dim)."""
 
 
 def encode_batches(
@@ -54,14 +58,14 @@ def encode_batches(
             yield chosen, _forward(model, folder.pooling, [tokens[k] for k in chosen], threads)
 
 
-def _forward(model: Any, pooling: str, tokens: list[list[int]], threads: int | None) -> NDArray[np.float32]:
+def _forward(model: Model, pooling: str, tokens: list[list[int]], threads: int | None) -> NDArray[np.float32]:
     """Vectors of texts that all have the same number of tokens, (batch, dim)."""
     ids = torch.tensor(tokens)  # (batch, length), no padding
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         with torch.inference_mode():
-            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # (batch, length, dim)
+            hidden = model(ids)  # (batch, length, dim)
             pooled = hidden[:, 0] if pooling == "cls" else hidden.mean(dim=1)
             features: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).numpy()
     finally:
@@ -69,7 +73,7 @@ def _forward(model: Any, pooling: str, tokens: list[list[int]], threads: int | N
     return features
 
 
-def _load(folder: ModelFolder) -> tuple[Any, Any]:
+def _load(folder: ModelFolder) -> tuple[Any, Model]:
     """Tokenizer and model, in evaluation mode, on the CPU; nothing is printed and nothing is fetched."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
@@ -85,4 +89,16 @@ def _load(folder: ModelFolder) -> tuple[Any, Any]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    return tokenizer, model.eval()
+    model.eval()
+    return tokenizer, Int8Bert(model, folder.name) if folder.int8 else _Float32(model)
+
+
+class _Float32:
+    """A transformers model as it is."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return hidden
