@@ -30,8 +30,8 @@ check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/docs tests/cli/test_help.py -q -m "not slow"
 
-bench: install ## speed against named baselines, in CPU-seconds; writes RESULTS.md and ROUNDS.md
-	$(BIN)/python benchmarks/overhead/compare.py
+bench: install ## everything against named peers, in CPU-seconds; writes RESULTS.md, and ROUNDS.md for deployed rounds
+	$(BIN)/python benchmarks/table.py
 	$(BIN)/python benchmarks/rounds/compare.py
 
 proto: install ## the vault's messages, from their description

@@ -24,15 +24,15 @@ sys.path.insert(0, str(HERE))
 from line import TABLE_HEAD, Line, row  # noqa: E402 - beside this file, not in a package
 
 BENCHMARKS = {
-    "engine": ("A private step", 3),
-    "overhead": ("Simulating", 10),
-    "scale": ("A million users", 1),
-    "domains": ("A thousand domains", 1),
-    "evaluation": ("Evaluation over the whole catalogue", 3),
-    "encoding": ("Encoding catalogue text", 3),
-    "bytes": ("Bytes", 1),
+    "engine": ("A private step", "engine/compare.py", 3),
+    "overhead": ("Simulating", "overhead/compare.py", 10),
+    "scale": ("A million users", "scale/compare.py", 1),
+    "domains": ("A thousand domains", "scale/domains.py", 1),
+    "evaluation": ("Evaluation over the whole catalogue", "evaluation/compare.py", 3),
+    "encoding": ("Encoding catalogue text", "encoding/compare.py", 3),
+    "bytes": ("Bytes", "bytes/compare.py", 1),
 }
-"""By folder: what it is about, and repetitions."""
+"""By name: what it is about, where it is, and repetitions."""
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
     kept = read(arguments.out)
     missed = False
     for name in arguments.names or BENCHMARKS:
-        repetitions = arguments.repetitions or BENCHMARKS[name][1]
+        repetitions = arguments.repetitions or BENCHMARKS[name][2]
         lines = measure(name, repetitions)
         missed |= any(line.met is False for line in lines)
         kept[name] = section(name, lines, repetitions)
@@ -61,7 +61,7 @@ def main() -> int:
 
 def measure(name: str, repetitions: int) -> list[Line]:
     """Lines of one benchmark."""
-    where = HERE / name / "compare.py"
+    where = HERE / BENCHMARKS[name][1]
     sys.path.insert(0, str(where.parent))  # for what lies beside it
     spec = importlib.util.spec_from_file_location(f"{name}_compare", where)
     if spec is None or spec.loader is None:

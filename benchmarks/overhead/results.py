@@ -1,4 +1,4 @@
-"""What the overhead benchmark found, as the page `benchmarks/RESULTS.md`, and the bars it must meet."""
+"""What the overhead benchmark found, as the page `benchmarks/OVERHEAD.md`, and the bars it must meet."""
 
 import datetime as dt
 import os
@@ -86,6 +86,6 @@ Bars for {OURS}: at most {BAR_ROUND:.2f} times plain for a round, start-up at mo
 torch alone: {"met" if meets_bars(measured) else "**missed**"}.
 Aim for a round, {AIM_ROUND:.2f}: {"met" if ratio(measured, OURS) <= AIM_ROUND else "missed"}.
 
-Made by `python benchmarks/overhead/compare.py` (or `make bench`), which says how each figure is taken. The rule was
+Made by `python benchmarks/overhead/compare.py`, which says how each figure is taken. The rule was
 fixed before the measurement; earlier measurements, by other rules, are in `docs/adr/0010-overhead-rule.md`.
 """
