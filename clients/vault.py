@@ -30,7 +30,7 @@ from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
-from isthmus.features import Whitening, default_cache_dir, encode_texts, text_moments
+from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
@@ -212,13 +212,14 @@ class Vault(Answering):
     def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """(items, dimensions) of the catalogue's text, unwhitened; from the cache after the first time."""
         if encoder not in self._texts:
-            self._texts[encoder] = encode_texts(
+            encoded = encode_texts(
                 self.data.catalogue.texts,
                 encoder,
                 cache_dir=self._cache,
                 progress=progress,
                 threads=self._threads,
             )
+            self._texts[encoder] = one_copy(encoded)
         return self._texts[encoder]
 
     def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:
@@ -229,7 +230,7 @@ class Vault(Answering):
         """What is trained on under a recipe; the same from round to round, so it is kept."""
         key = recipe.model_dump_json()
         if key not in self._training_sets:
-            features = self.features(recipe.features, whitening)
+            features = one_copy(self.features(recipe.features, whitening))
             self._training_sets = {key: make_training_set(self.data.train, features, recipe)}
         return self._training_sets[key]
 

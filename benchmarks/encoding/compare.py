@@ -4,8 +4,8 @@
 
 The peer is the model card's own loop on the same packaged MiniLM: batches of 32 texts in file order, padded to the
 longest of the batch, float32, mean pooling over the mask. Ours is `encode_texts` without a cache, for `minilm`, in
-float32, and `minilm:int8`; loading the model and packing its weights is in our time and not in the peer's. The texts are the
-first of two real catalogues (Office: titles; Yelp: names and categories), read from $ISTHMUS_DATA (default
+float32, and `minilm:int8`; loading the model and packing its weights is in our time and not in the peer's. The texts
+are the first of two real catalogues (Office: titles; Yelp: names and categories), read from $ISTHMUS_DATA (default
 `../shared/data` beside the checkout) and never copied. All sides take turns in one process with one torch thread; a
 figure is the median over the repetitions, in CPU-seconds.
 
@@ -165,7 +165,7 @@ def compare(name: str, texts: list[str], card: Card, repetitions: int) -> list[L
 
 
 def ranking() -> Line:
-    """NDCG@10 of untrained text neighbours on Office under both encoders; the ratio is the upper end of the interval."""
+    """NDCG@10 of untrained text neighbours on Office under both encoders; the ratio is the interval's upper end."""
     data = office()
     gains = {encoder: neighbours_ndcg(data, encoder) for encoder in ENCODERS}
     difference = gains["minilm:int8"] - gains["minilm"]

@@ -3,13 +3,15 @@
     with RayGrid(client_app, nodes=50, run_config={...}) as grid:
         server_app(grid, grid.server_context())
 
-Each node is always answered by the same worker, so its vault is opened once and stays warm. Ray takes some
-seconds to start and memory per worker: it pays when a round of all domains takes longer than that on one core.
+Each node is always answered by the same worker, so its vault is opened once and stays warm; `shares` says by which, so
+that heavy domains do not meet on one core. Ray takes some seconds to start and memory per worker: it pays when a run's
+rounds take longer than that on one core (`isthmus.simulation.parallel` estimates it before a run).
 Needs the extra `isthmus[ray]`.
 """
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 from flwr.app import Context, Message
@@ -40,13 +42,20 @@ class RayGrid(InProcessGrid):
         nodes: Number of nodes.
         run_config: What both apps find in their context.
         node_config: What every node finds in its own configuration besides.
+        share: Given a number of workers, which partitions each of them answers for; in turns where absent.
 
     Raises:
         ConfigError: If Ray is not installed.
     """
 
     def __init__(
-        self, client_app: ClientApp, *, nodes: int, run_config: RunConfig, node_config: RunConfig | None = None
+        self,
+        client_app: ClientApp,
+        *,
+        nodes: int,
+        run_config: RunConfig,
+        node_config: RunConfig | None = None,
+        share: Callable[[int], list[list[int]]] | None = None,
     ) -> None:
         super().__init__(client_app, nodes=nodes, run_config=run_config, node_config=node_config)
         try:
@@ -58,15 +67,20 @@ class RayGrid(InProcessGrid):
         self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         count = max(1, min(nodes, int(self._ray.cluster_resources().get("CPU", 1))))
         remote = self._ray.remote(num_cpus=1)(Worker)
-        self._workers = [remote.remote(client_app, self._contexts, self._run.run_id) for _ in range(count)]
+        shares = share(count) if share else [list(range(first, nodes, count)) for first in range(count)]
+        ids = self.get_node_ids()  # in partition order
+        self._worker: dict[int, Any] = {}  # by node
+        for partitions in shares:
+            contexts = {ids[partition]: self._contexts[ids[partition]] for partition in partitions}
+            worker = remote.remote(client_app, contexts, self._run.run_id)
+            self._worker |= dict.fromkeys(contexts, worker)
 
     def close(self) -> None:
         """Stop the workers."""
         self._ray.shutdown()
 
     def _deliver(self, message_id: str, message: Message) -> None:
-        node = list(self._contexts).index(message.metadata.dst_node_id)
-        self._replies[message_id] = self._workers[node % len(self._workers)].answer.remote(message)
+        self._replies[message_id] = self._worker[message.metadata.dst_node_id].answer.remote(message)
 
     def _collect(self, message_id: str) -> Message:
         reply: Message = self._ray.get(self._replies.pop(message_id))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from isthmus.errors import RunError
-from isthmus.report.page import render_page, render_report
+from isthmus.report.page import MOST_DRAWN, render_page, render_report
 from isthmus.report.result import Result
 
 ATTACK = "<script>alert('x')</script>"
@@ -251,3 +251,18 @@ def test_a_huge_epsilon_and_a_single_domain_are_printed_honestly(content: dict[s
     assert "epsilon 4000.00 at delta 1 ." in text
     assert "covered by composition" not in text
     assert "1 domain, 10 rounds" in text
+
+
+def test_many_domains_are_in_the_tables_and_not_drawn(content: dict[str, Any]) -> None:
+    """A thousand domains' figures would take minutes to draw; one more than are drawn, and the page says so."""
+    one = next(iter(content["domains"]))
+    for number in range(MOST_DRAWN + 1 - len(content["domains"])):
+        content["domains"][f"more-{number}"] = content["domains"][one]
+        for record in content["federation"]["history"]:
+            if one in record["domains"]:
+                record["domains"][f"more-{number}"] = record["domains"][one]
+    page = Page(render_page(built(content)))
+    assert not page.misnested
+    assert f"Of {MOST_DRAWN + 1} domains, each has its figures in the tables" in page.text
+    assert page.text.count("whole catalogue of") == MOST_DRAWN + 1
+    assert sum(tag == "svg" for tag, _ in page.tags) == 1  # the federation's own, over rounds

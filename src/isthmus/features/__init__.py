@@ -11,6 +11,7 @@ transformers; a run whose texts are all in the cache never does.
 
 from isthmus.features.cache import FeatureCache, default_cache_dir
 from isthmus.features.encoders import encode_texts, encoder_dim, encoder_identity
+from isthmus.features.sharing import one_copy
 from isthmus.features.whitening import TextMoments, Whitening, fit_whitening, text_moments
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "encoder_dim",
     "encoder_identity",
     "fit_whitening",
+    "one_copy",
     "text_moments",
 ]

@@ -29,6 +29,9 @@ KINDS = {
 }
 """What left a domain, by kind of release; another kind is shown by its own name."""
 
+MOST_DRAWN = 24
+"""Domains of a page with figures: two for each take 0.3 s to draw, and nobody looks at a thousand. Tables hold all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseGroup:
@@ -73,7 +76,7 @@ class DomainView:
         data: Its part of the result.
         verdict: Whether transfer helps.
         releases: What left it, by kind.
-        methods_svg: Figure of every method, or empty.
+        methods_svg: Figure of every method, or empty (also where there are too many domains to draw each).
         epsilon_svg: Figure of epsilon against rounds, or empty.
     """
 
@@ -108,6 +111,7 @@ def render_page(result: Result) -> str:
     template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
     epsilons = [domain.epsilon for domain in result.domains.values()]
     deltas = [domain.delta for domain in result.domains.values()]
+    drawn = len(result.domains) <= MOST_DRAWN
     return template.render(
         result=result,
         federation=result.federation,
@@ -115,8 +119,9 @@ def render_page(result: Result) -> str:
         headline=headline(result),
         not_private=not_private(result),
         methods=METHODS,
-        domains=tuple(_view(name, result, index) for index, name in enumerate(result.domains)),
-        transfer_svg=_figure(transfer_figure(result, "transfer")),
+        domains=tuple(_view(name, result, index, drawn=drawn) for index, name in enumerate(result.domains)),
+        drawn=drawn,
+        transfer_svg=_figure(transfer_figure(result, "transfer") if drawn else ""),
         utility_svg=_figure(utility_figure(result, "utility")),
         missed=_missed(result),
         largest_epsilon=float(numbers.epsilon(max(epsilons))),
@@ -127,7 +132,7 @@ def render_page(result: Result) -> str:
     )
 
 
-def _view(name: str, result: Result, index: int) -> DomainView:
+def _view(name: str, result: Result, index: int, *, drawn: bool) -> DomainView:
     """One domain's view; figures are named by its index, since names are untrusted."""
     domain = result.domains[name]
     return DomainView(
@@ -135,8 +140,8 @@ def _view(name: str, result: Result, index: int) -> DomainView:
         data=domain,
         verdict=verdict(domain),
         releases=_grouped(domain),
-        methods_svg=_figure(methods_figure(name, domain, f"methods{index}")),
-        epsilon_svg=_figure(epsilon_figure(name, result, f"epsilon{index}")),
+        methods_svg=_figure(methods_figure(name, domain, f"methods{index}") if drawn else ""),
+        epsilon_svg=_figure(epsilon_figure(name, result, f"epsilon{index}") if drawn else ""),
     )
 
 

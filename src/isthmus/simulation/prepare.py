@@ -7,6 +7,7 @@ read, trained or charged yet.
 """
 
 import json
+import os
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.plan import plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.records import Kind
+from isthmus.simulation.open_files import allow_open_files
+from isthmus.simulation.parallel import ray_note
 
 Backend = Literal["in-process", "ray"]
 
@@ -82,7 +85,7 @@ def prepare(
 
     Raises:
         ConfigError: If a file is wrong.
-        RunError: If the folder holds another run.
+        RunError: If the folder holds another run, or this machine allows too few open files for so many domains.
         BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
         Refused: If a domain's policy is against the run. Each refusal is in the ledger of the domain that it is about.
     """
@@ -99,6 +102,7 @@ def prepare(
     unknown = sorted(set(federation.strategy.weights) - set(names))
     if unknown:
         raise ConfigError(f"{file}: `strategy.weights` names {', '.join(unknown)}; domains are {', '.join(names)}")
+    allow_open_files(len(domains))
     folder = Path(out).resolve()
     simulation = Simulation(
         file=Path(file).resolve(),
@@ -109,7 +113,10 @@ def prepare(
         rounds=rounds or federation.strategy.rounds,
         backend=backend,
     )
-    return replace(simulation, notes=tuple(_require_room(simulation)))
+    notes = _require_room(simulation)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    backend_note = ray_note(federation, domains, rounds=simulation.rounds, backend=backend, cores=cores)
+    return replace(simulation, notes=(*notes, backend_note) if backend_note else tuple(notes))
 
 
 def _run_id(out: Path, federation: FederationConfig, domains: tuple[DomainConfig, ...]) -> str:

@@ -5,6 +5,7 @@
 Killed at any moment and called again, it continues from the last finished round.
 """
 
+import functools
 import json
 import logging
 import time
@@ -31,6 +32,7 @@ from isthmus.server.app import make_app
 from isthmus.server.checkpoint import RunState, load_checkpoint
 from isthmus.server.heads import HeadLog
 from isthmus.server.shipping import shipped_backbone
+from isthmus.simulation.parallel import shares, work_of
 from isthmus.simulation.prepare import Simulation
 from isthmus.simulation.result import assemble_result
 
@@ -124,9 +126,20 @@ def _run_rounds(simulation: Simulation, vaults: list[Vault], watcher: Watcher) -
         "seed": -1 if seed is None else seed,
     }
     listener = _Listener(simulation, vaults, watcher)
-    grid_type = RayGrid if simulation.backend == "ray" else InProcessGrid
+    nodes = len(simulation.domains)
     seats: RunConfig = {"simulation": str(simulation.plan)}
-    with grid_type(client_app, nodes=len(simulation.domains), run_config=run_config, node_config=seats) as grid:
+    grid = (
+        RayGrid(
+            client_app,
+            nodes=nodes,
+            run_config=run_config,
+            node_config=seats,
+            share=functools.partial(shares, work_of(simulation.federation, simulation.domains)),
+        )
+        if simulation.backend == "ray"
+        else InProcessGrid(client_app, nodes=nodes, run_config=run_config, node_config=seats)
+    )
+    with grid:
         make_app(listener)(grid, grid.server_context())
 
 
