@@ -321,12 +321,12 @@ class _Sifting:
     def log(self) -> Log:
         """What was kept, in the order of the file; may be asked for once."""
         parts, self._log = self._log, []
-        who = self._users.sorted_numbers([part[0] for part in parts])
+        users, who = self._users.ordered([part[0] for part in parts])
         what = np.concatenate([part[1] for part in parts])
         times = [part[2] for part in parts if part[2] is not None]
         del parts
         return Log(
-            users=self._users.ids(),
+            users=users,
             who=who,
             what=what,
             when=np.concatenate(times) if times else None,

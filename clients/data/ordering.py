@@ -2,7 +2,8 @@
 
     numbers = UserNumbers()
     who = [numbers.number(piece) for piece in pieces_of_ids]       # user numbers, in order of first appearance
-    log = Log(users=numbers.ids(), who=numbers.sorted_numbers(who), what=items, when=times, keep_times=False)
+    users, who = numbers.ordered(who)
+    log = Log(users=users, who=who, what=items, when=times, keep_times=False)
     ordered = order_log(log)
     ordered.histories.row(0)
 
@@ -10,6 +11,7 @@ Users are taken a block at a time, so that sorting, and looking for rows that re
 log itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,29 +74,26 @@ class Ordered:
 
 
 class UserNumbers:
-    """Numbers for user ids as they turn up."""
+    """Numbers for user ids as they turn up, from one table of ids: a join would build its own for every piece."""
 
     def __init__(self) -> None:
-        self._known = pl.DataFrame(schema={"user": pl.String, "number": pl.Int32})
+        self._type = pl.Categorical(pl.Categories.random())
+        self._table = pl.Series([], dtype=pl.String).cast(self._type)  # the table lives as long as a column of it
+        self._count = 0
 
     def number(self, ids: pl.Series) -> NDArray[np.int32]:
         """(rows,) the number of each id; an id that is new gets the next one."""
-        rows = pl.DataFrame({"user": ids})
-        new = rows.unique().join(self._known, on="user", how="anti")
-        start = self._known.height
-        numbers = pl.int_range(start, start + new.height, dtype=pl.Int32, eager=True).alias("number")
-        self._known = pl.concat([self._known, new.with_columns(numbers)])
-        return rows.join(self._known, on="user", how="left", maintain_order="left")["number"].to_numpy()
+        numbers = ids.cast(self._type).to_physical().to_numpy().astype(np.int32)
+        self._count = max(self._count, int(numbers.max(initial=-1)) + 1)
+        return numbers
 
-    def sorted_numbers(self, parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-        """Numbers of several pieces, end to end, as places in `ids`."""
-        place = np.empty(self._known.height, dtype=np.int32)
-        place[self._known["user"].arg_sort().to_numpy()] = np.arange(place.size, dtype=np.int32)
-        return np.concatenate([place[part] for part in parts])
-
-    def ids(self) -> UserIds:
-        """All ids, in byte order."""
-        return UserIds.of(self._known["user"].sort())
+    def ordered(self, parts: Sequence[NDArray[np.int32]]) -> tuple[UserIds, NDArray[np.int32]]:
+        """All ids in byte order, and the numbers of several pieces, end to end, as places among them."""
+        known = pl.int_range(self._count, dtype=pl.UInt32, eager=True).cat.to(self._type).cast(pl.String)
+        order = known.arg_sort()
+        place = np.empty(self._count, dtype=np.int32)
+        place[order.to_numpy()] = np.arange(self._count, dtype=np.int32)
+        return UserIds.of(known.gather(order)), np.concatenate([place[part] for part in parts])
 
 
 def order_log(log: Log) -> Ordered:

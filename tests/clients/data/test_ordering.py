@@ -65,9 +65,10 @@ def test_a_log_is_ordered_as_row_by_row(rows: list[tuple[str, int, int]], clock:
     numbers = UserNumbers()
     users = pl.Series([user for user, *_ in rows])
     who = [numbers.number(users.slice(start, piece)) for start in range(0, len(rows), piece)]
+    ids, places = numbers.ordered(who)
     log = Log(
-        users=numbers.ids(),
-        who=numbers.sorted_numbers(who),
+        users=ids,
+        who=places,
         what=np.array([item for _, item, _ in rows], dtype=np.int32),
         when=np.array([time for *_, time in rows], dtype=np.int64) if clock else None,
         keep_times=True,
