@@ -27,10 +27,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import BASE, OURS, READY, Measured, meets_bars, page
-
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+
+from line import Line  # noqa: E402 - beside the other benchmarks
+from results import BASE, OURS, READY, Measured, lines, meets_bars, page  # noqa: E402
+
 FEW, MANY = 5, 80
 """Rounds whose difference tells the cost of a round from that of starting."""
 
@@ -83,18 +87,33 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, help="folder with virtual environments `flwr` and `pfl`, or one of them")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "RESULTS.md", help="file of the table")
     arguments = parser.parse_args()
-    peers = Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
+    peers = peers_folder()
     if not (peers / "workload.py").is_file():
         print(f"error: {peers} holds no workload.py. Name the peers' folder in ISTHMUS_BENCH_PEERS.", file=sys.stderr)
         return 2
     if arguments.reps < 1:
         print(f"error: --reps must be at least 1, got {arguments.reps}", file=sys.stderr)
         return 2
-    measured = measure(all_cases(peers, arguments.venvs), arguments.reps)
+    measured = run_all(all_cases(peers, arguments.venvs), arguments.reps)
     text = page(measured, reps=arguments.reps, rounds=(FEW, MANY))
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
     return 0 if meets_bars(measured) else 1
+
+
+def measure(repetitions: int) -> list[Line]:
+    """Our round, start-up and memory beside the plain loop, and a round beside each framework that is installed.
+
+    Args:
+        repetitions: Interleaved; medians count. The frameworks are those in $ISTHMUS_BENCH_VENVS, as for `--venvs`.
+    """
+    venvs = os.environ.get("ISTHMUS_BENCH_VENVS")
+    return lines(run_all(all_cases(peers_folder(), Path(venvs) if venvs else None), repetitions))
+
+
+def peers_folder() -> Path:
+    """Where the peers' workload is."""
+    return Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
 
 
 def all_cases(peers: Path, venvs: Path | None) -> list[Case]:
@@ -123,7 +142,7 @@ def our_environment(peers: Path) -> tuple[tuple[str, str], ...]:
     return (("PYTHONPATH", str(CHECKOUT / "src")), ("ISTHMUS_BENCH_PEERS", str(peers)))
 
 
-def measure(cases: list[Case], reps: int) -> dict[str, Measured]:
+def run_all(cases: list[Case], reps: int) -> dict[str, Measured]:
     """Run everything, interleaved; a run that failed or did other work than the plain loop ends the benchmark."""
     samples: dict[str, dict[int, list[Sample]]] = {case.name: {FEW: [], MANY: []} for case in cases}
     for rep in range(reps):
