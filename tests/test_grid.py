@@ -141,6 +141,20 @@ def test_what_the_server_does_to_a_message_does_not_reach_the_client(grid: InPro
     assert later.content.config_records["kept"]["word"] == "mine"
 
 
+def test_an_array_of_a_request_is_the_clients_to_write_and_one_of_a_reply_is_nobodys(grid: InProcessGrid) -> None:
+    """A reply's arrays lie in its bytes: whoever wrote into them would change what was received."""
+    (reply,) = grid.send_and_receive([ask(grid, grid.get_node_ids()[1], value=5)])
+    SEEN[-1].content.array_records["arrays"]["w"].numpy()[:] = 9
+    assert SEEN[-1].content.array_records["arrays"]["w"].numpy().tolist() == [5, 5, 5]
+    received = reply.content.array_records["arrays"]["w"]
+    assert (
+        received.numpy().tolist()
+        == Array(received.dtype, received.shape, received.stype, received.data).numpy().tolist()
+    )
+    with pytest.raises(ValueError, match="read-only"):
+        received.numpy()[:] = 9
+
+
 def test_a_reply_is_handed_out_once(grid: InProcessGrid) -> None:
     """Pulling again gives nothing, in whatever order; an id that nobody sent gives nothing either."""
     nodes = grid.get_node_ids()

@@ -28,12 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+CHECKOUT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
 
 from line import Line  # noqa: E402 - beside the other benchmarks
-from results import BASE, OURS, READY, Measured, meets_bars, page  # noqa: E402 - beside this file
+from results import BASE, OURS, READY, Measured, lines, meets_bars, page  # noqa: E402
 
-CHECKOUT = HERE.parents[1]
 FEW, MANY = 5, 80
 """Rounds whose difference tells the cost of a round from that of starting."""
 
@@ -86,14 +87,14 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, help="folder with virtual environments `flwr` and `pfl`, or one of them")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "OVERHEAD.md", help="file of the table")
     arguments = parser.parse_args()
-    peers = Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
+    peers = peers_folder()
     if not (peers / "workload.py").is_file():
         print(f"error: {peers} holds no workload.py. Name the peers' folder in ISTHMUS_BENCH_PEERS.", file=sys.stderr)
         return 2
     if arguments.reps < 1:
         print(f"error: --reps must be at least 1, got {arguments.reps}", file=sys.stderr)
         return 2
-    measured = sampled(all_cases(peers, arguments.venvs), arguments.reps)
+    measured = run_all(all_cases(peers, arguments.venvs), arguments.reps)
     text = page(measured, reps=arguments.reps, rounds=(FEW, MANY))
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
@@ -101,31 +102,18 @@ def main() -> int:
 
 
 def measure(repetitions: int) -> list[Line]:
-    """Lines of the table over all benchmarks, against bars that are stricter than those of this benchmark's own page.
+    """Our round, start-up and memory beside the plain loop, and a round beside each framework that is installed.
 
     Args:
-        repetitions: At least 1; the folder of virtual environments is taken from $ISTHMUS_BENCH_VENVS.
+        repetitions: Interleaved; medians count. The frameworks are those in $ISTHMUS_BENCH_VENVS, as for `--venvs`.
     """
-    peers = Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
     venvs = os.environ.get("ISTHMUS_BENCH_VENVS")
-    found = sampled(all_cases(peers, Path(venvs) if venvs else None), repetitions)
-    mine, ready = found[OURS], found[READY].total_cpu
-    lines = []
-    for name, other in found.items():
-        if name in {OURS, READY}:
-            continue
-        bars = (1.10, 1.10) if name == BASE else (None, None)
-        for what, ours, theirs, bar, unit in (
-            ("a simulated round, 20 of 50 clients", mine.round_cpu, other.round_cpu, bars[0], "CPU-s"),
-            ("memory of a simulation", mine.peak / 2**30, other.peak / 2**30, bars[1], "GiB"),
-        ):
-            ratio = ours / theirs
-            lines.append(Line(what, ours, theirs, name, ratio, bar, unit, None if bar is None else ratio <= bar))
-    start = mine.start_cpu
-    lines.append(
-        Line("start-up, beyond torch's own (ratio: in CPU-s)", start, ready, READY, start, 1.0, "CPU-s", start <= 1.0)
-    )
-    return lines
+    return lines(run_all(all_cases(peers_folder(), Path(venvs) if venvs else None), repetitions))
+
+
+def peers_folder() -> Path:
+    """Where the peers' workload is."""
+    return Path(os.environ.get("ISTHMUS_BENCH_PEERS", CHECKOUT.parent / "shared" / "bench" / "peers")).resolve()
 
 
 def all_cases(peers: Path, venvs: Path | None) -> list[Case]:
@@ -154,7 +142,7 @@ def our_environment(peers: Path) -> tuple[tuple[str, str], ...]:
     return (("PYTHONPATH", str(CHECKOUT / "src")), ("ISTHMUS_BENCH_PEERS", str(peers)))
 
 
-def sampled(cases: list[Case], reps: int) -> dict[str, Measured]:
+def run_all(cases: list[Case], reps: int) -> dict[str, Measured]:
     """Run everything, interleaved; a run that failed or did other work than the plain loop ends the benchmark."""
     samples: dict[str, dict[int, list[Sample]]] = {case.name: {FEW: [], MANY: []} for case in cases}
     for rep in range(reps):

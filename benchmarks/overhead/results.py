@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
+from line import Line
+
 BASE, OURS = "plain", "isthmus"
 """The case that all are compared with, and the one that has bars to meet."""
 
@@ -15,6 +17,9 @@ READY = "torch alone"
 
 BAR_ROUND, AIM_ROUND, BAR_START = 1.30, 1.10, 2.0
 """At most so many times the plain loop for a round (and what we aim at), and CPU-seconds over torch alone."""
+
+AIM_MEMORY, AIM_START = 1.10, 1.0
+"""What we aim at for peak memory, in times the plain loop's, and for start-up, in CPU-seconds over torch alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,45 @@ def ratio(measured: Mapping[str, Measured], name: str) -> float:
 def meets_bars(measured: Mapping[str, Measured]) -> bool:
     """Whether our case is within both bars, by the medians."""
     return ratio(measured, OURS) <= BAR_ROUND and measured[OURS].start_cpu <= BAR_START
+
+
+def lines(measured: Mapping[str, Measured]) -> list[Line]:
+    """Our figures beside the plain loop's, and a round beside each framework's, against what we aim at.
+
+    The ratio is ours / peer, but for start-up: there it is our CPU-seconds over torch alone.
+    """
+    ours, plain = measured[OURS], measured[BASE]
+    found = [
+        _line("a round", ours.round_cpu, plain.round_cpu, BASE, AIM_ROUND, "CPU-s"),
+        _line("peak memory", ours.peak / 2**30, plain.peak / 2**30, BASE, AIM_MEMORY, "GiB"),
+        Line(
+            name="simulation, start-up over torch alone",
+            ours=ours.start_cpu,
+            peer=plain.start_cpu,
+            peer_name=BASE,
+            ratio=ours.start_cpu,
+            bar=AIM_START,
+            unit="CPU-s",
+            met=ours.start_cpu <= AIM_START,
+        ),
+    ]
+    frameworks = [name for name in measured if name not in (OURS, BASE, READY)]
+    beside = [_line("a round", ours.round_cpu, measured[name].round_cpu, name, 1.0, "CPU-s") for name in frameworks]
+    return [*found, *beside]
+
+
+def _line(what: str, ours: float, peer: float, peer_name: str, bar: float, unit: str) -> Line:  # noqa: PLR0913, PLR0917
+    ratio = ours / peer
+    return Line(
+        name=f"simulation, {what}",
+        ours=ours,
+        peer=peer,
+        peer_name=peer_name,
+        ratio=ratio,
+        bar=bar,
+        unit=unit,
+        met=ratio <= bar,
+    )
 
 
 def page(measured: Mapping[str, Measured], *, reps: int, rounds: tuple[int, int]) -> str:

@@ -6,7 +6,8 @@
 Flower's own simulation starts Ray (15 to 20 s and 2 GB). `Grid` is Flower's public seam between
 a ServerApp and whatever carries its messages, so a sub-class of it that calls the ClientApp
 directly runs exactly the same code. Messages are copied on the way in, so that neither side can
-change the other's arrays; the arrays of a delivered message read faster than Flower's, to the same values.
+change the other's arrays; the arrays of a delivered message read faster than Flower's, to the same values (those of
+a reply read-only: Flower's strategies write into none).
 
 This is the one file that touches private names of Flower (`TaskIdentity`, the message id), for
 the minor version that `pyproject.toml` pins.
@@ -36,16 +37,30 @@ _NPY = b"\x93NUMPY\x01\x00"  # an array file of format 1.0
 
 
 class DeliveredArray(Array):
-    """An array in a delivered message: reads as Flower's does, with one copy where that takes three."""
+    """An array in a delivered request: reads as Flower's does, with one copy where that takes three."""
 
     def numpy(self) -> NDArray[Any]:
         """A fresh array; whatever is not plainly an array file is left to Flower to read or to refuse."""
+        found = self.view()
+        return super().numpy() if found is None else found.copy()
+
+    def view(self) -> NDArray[Any] | None:
+        """The array where it lies, read-only; None where the bytes are not plainly an array file."""
         start = 10 + int.from_bytes(self.data[8:10], "little")  # the header's length stands after magic and version
         if self.stype == "numpy.ndarray" and self.data.startswith(_NPY):
             found = _layout(self.data[:start])
             if found is not None and len(self.data) - start == math.prod(found[0]) * found[1].itemsize:
-                return np.frombuffer(self.data, found[1], offset=start).reshape(found[0]).copy()
-        return super().numpy()
+                return np.frombuffer(self.data, found[1], offset=start).reshape(found[0])
+        return None
+
+
+class ReturnedArray(DeliveredArray):
+    """An array in a delivered reply: read-only, so that averaging hundreds of replies copies none of them."""
+
+    def numpy(self) -> NDArray[Any]:
+        """The array where it lies, read-only; what is not plainly an array file is Flower's to read, as above."""
+        found = self.view()
+        return super().numpy() if found is None else found
 
 
 class InProcessGrid(Grid):
@@ -137,8 +152,8 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message_id: str, message: Message) -> None:
-        reply = answer(self._app, delivered(message), self._contexts[message.metadata.dst_node_id])
-        self._replies[message_id] = delivered(reply)  # what the client kept of it stays the client's
+        reply = answer(self._app, delivered(message, DeliveredArray), self._contexts[message.metadata.dst_node_id])
+        self._replies[message_id] = delivered(reply, ReturnedArray)  # what the client kept of it stays the client's
 
     def _collect(self, message_id: str) -> Message:
         return self._replies.pop(message_id)
@@ -152,13 +167,13 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
 
 
-def delivered(message: Message) -> Message:
+def delivered(message: Message, form: type[DeliveredArray]) -> Message:
     """A copy that shares nothing changeable with the message, its arrays in a form that reads fast."""
     arrays: dict[int, object] = {}  # what stands for an array in the copy, by the array's identity
     if message.has_content():
         for record in message.content.array_records.values():
             for array in record.values():
-                arrays[id(array)] = DeliveredArray(array.dtype, array.shape, array.stype, array.data)
+                arrays[id(array)] = form(array.dtype, array.shape, array.stype, array.data)
     return copy.deepcopy(message, arrays)
 
 
