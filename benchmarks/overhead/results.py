@@ -116,7 +116,7 @@ def page(measured: Mapping[str, Measured], *, reps: int, rounds: tuple[int, int]
 
 50 clients, 20 a round, a 496,522-parameter model, one torch thread; {rounds[0]} and {rounds[1]} rounds, interleaved,
 each in a fresh process, medians of {reps} repetitions. Every case reached the same accuracy, so every case did the
-same work.
+same work (Flower draws cohorts of its own, as large, and comes near it).
 
 {dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end,
 Python {platform.python_version()}, {versions}.
