@@ -9,7 +9,8 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-DEPLOYED := tests/deployed/test_kills.py tests/deployed tests/server/deploy/test_runs.py
+LONGEST := tests/deployed/test_kills.py
+DEPLOYED := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/deployed/test_*.py)) tests/server/deploy/test_runs.py
 
 .PHONY: demo test check bench proto install clean
 
