@@ -35,8 +35,6 @@ from isthmus.strategies.guarded import EXHAUSTED, OK, REFUSED, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployed, needs_root]
 
-with_mallory = pytest.mark.xdist_group("mallory")  # tests of one process, when there are several
-
 CUT_SECONDS = 60.0
 HERE = Path(__file__).parent
 
@@ -133,7 +131,6 @@ def party() -> Iterator[Party]:
             nodes.stop()
 
 
-@with_mallory
 def test_a_round_goes_on_amid_a_hostile_domain_idle_connections_and_strangers(party: Party) -> None:
     """1e38, NaN, a replay and 200 MB are refused with the reason; who is late takes part, who is spent leaves."""
     deployed = party.deployed
@@ -195,7 +192,6 @@ def test_a_round_goes_on_amid_a_hostile_domain_idle_connections_and_strangers(pa
     assert deployed.stop("games") == 0
 
 
-@with_mallory
 @pytest.mark.parametrize("off", [600, -600])
 def test_a_node_whose_clock_is_ten_minutes_off_is_not_let_in(
     party: Party, monkeypatch: pytest.MonkeyPatch, off: int

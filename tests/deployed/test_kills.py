@@ -40,7 +40,7 @@ PRIVACY = {
 QUICK, SLOW = {**PRIVACY, "steps_per_round": 30}, {**PRIVACY, "steps_per_round": 500}  # a second, and some
 POLICIES = {"books": QUICK, "games": SLOW, "music": SLOW}
 
-pytestmark = [pytest.mark.slow, pytest.mark.deployed, pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.slow, pytest.mark.deployed]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,6 @@ def over(config: ServerConfig) -> Progress:
 
 @pytest.mark.slow
 @pytest.mark.deployed
-@pytest.mark.xdist_group("runs")
 def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_happened(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
@@ -177,7 +176,6 @@ def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_hap
 
 @pytest.mark.slow
 @pytest.mark.deployed
-@pytest.mark.xdist_group("runs")
 def test_a_round_goes_on_without_a_slow_node_though_the_superlink_is_killed(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
@@ -216,7 +214,6 @@ def _online(config: ServerConfig) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.deployed
-@pytest.mark.xdist_group("runs")
 def test_a_run_cannot_go_on_with_another_federation_file(config: ServerConfig, file: Path, tmp_path: Path) -> None:
     """It would be another run."""
     changed = tmp_path / "federation.toml"
