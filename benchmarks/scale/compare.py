@@ -1,7 +1,7 @@
 """How the cost of a domain grows with its users: from the log to a released round and a released evaluation.
 
     python benchmarks/scale/compare.py                                   # 10,000, 100,000 and 1,000,000 users
-    python benchmarks/scale/compare.py --users 10000 100000 --out /tmp/scale.md
+    python benchmarks/scale/compare.py --users 10000 100000 --out scale.md
 
 A made-up log (`make.py`: 50 events a user, 100,000 items) goes through the phases of `phases.py`, each in a fresh
 process with one thread of torch; polars takes two. The table has CPU-seconds and peak memory of each, and goes to

@@ -1,6 +1,6 @@
 """A made-up log of any size: one shop's events as they happened, and its catalogue.
 
-    python benchmarks/scale/make.py /tmp/scale --users 10000
+    python benchmarks/scale/make.py scale-data --users 10000
 
 Writes `events.parquet` (user, item, at; in order of time, so every user's events are spread over the whole file) and
 `items.parquet` (item_id, title). Fifty events a user on average: from about 25 to thousands, and the most popular item
@@ -27,7 +27,7 @@ def main() -> int:
     """Parse and make."""
     parser = argparse.ArgumentParser(
         description="A made-up log of any size.",
-        epilog="Example: python benchmarks/scale/make.py /tmp/scale --users 10000",
+        epilog="Example: python benchmarks/scale/make.py scale-data --users 10000",
     )
     parser.add_argument("folder", type=Path, help="made if absent")
     parser.add_argument("--users", type=int, required=True)

@@ -1,6 +1,6 @@
 """The phases of a domain's life that `compare.py` measures, each in a process of its own.
 
-    python benchmarks/scale/phases.py import /tmp/scale --users 10000     # prints CPU-seconds and peak memory as JSON
+    python benchmarks/scale/phases.py import scale-data --users 10000     # prints CPU-seconds and peak memory as JSON
 
 import: `isthmus domain import`, from the log to a domain folder. open: the vault reads that folder for the first time.
 open again: it does so for the second time. texts: item texts become features. round: one round of DP-SGD is released.
@@ -33,7 +33,7 @@ def main() -> int:
     """Run one phase; what a phase needs of earlier ones is not counted into its seconds, but into its memory."""
     parser = argparse.ArgumentParser(
         description="One phase of a large domain's life.",
-        epilog="Example: python benchmarks/scale/phases.py import /tmp/scale --users 10000",
+        epilog="Example: python benchmarks/scale/phases.py import scale-data --users 10000",
     )
     parser.add_argument("phase", choices=list(PHASES))
     parser.add_argument("folder", type=Path)

@@ -169,7 +169,9 @@ def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_hap
     assert [sorted(record.outcomes) for record in ended.state.history] == [["books", "games"]] * 3
     assert all(outcome.status == "ok" for record in ended.state.history for outcome in record.outcomes.values())
     for name, array in ended.state.arrays.items():
-        assert np.allclose(array - ended.state.best[name], 3 * np.mean(list(STEPS.values())), atol=1e-6)
+        # What crosses is rounded to 127 steps, each way.
+        off = 3 * 2 * max(STEPS.values()) / 127
+        assert np.allclose(array - ended.state.best[name], 3 * np.mean(list(STEPS.values())), atol=off)
     shipped = load_backbone(config.state_folder / "runs" / run.run / "backbone.safetensors")
     assert shipped.round == 0  # nothing was evaluated, so the prior is what is shipped
 
