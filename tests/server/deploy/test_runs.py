@@ -137,7 +137,7 @@ def over(config: ServerConfig) -> Progress:
 def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_happened(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
-    """`kill -9` of the SuperExec with the ServerApp after one round, of the whole coordinator after another."""
+    """Its SuperExec and ServerApp are killed after one round, it is stopped after another; see `tests/deployed`, too."""
     with running(config.folder) as up:
         for name in STEPS:
             nodes.start(name)
@@ -153,16 +153,13 @@ def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_hap
         assert again.flower != run.flower
         eventually(lambda: finished(config, 2), 120, "round 2")
         assert "has ended" in call(config.folder, "server", "stop", "--run")
-        stopped = status(config.folder)
-        assert stopped["runs"][0]["result"] == "stopped"
-        assert (stopped["run"]["run"], stopped["run"]["rounds"]) == (run.run, 3)
-        up.kill()
-    with running(config.folder):
-        eventually(lambda: _online(config) == set(STEPS), 90, "nodes are back")
+        assert status(config.folder)["runs"][0]["result"] == "stopped"
         resume_run(config, file, rounds=None, bundle=scripted())
         ended = over(config)
         assert ended.flower is not None
         assert (ended.flower.result, ended.round) == ("completed", 3), ended.flower.details
+        shown = status(config.folder)
+        assert (shown["run"]["run"], shown["run"]["rounds"]) == (run.run, 3)
         with pytest.raises(RunError, match="has finished its 3 rounds"):
             resume_run(config, file, rounds=None)
     assert ended.state is not None
