@@ -137,7 +137,7 @@ def over(config: ServerConfig) -> Progress:
 def test_a_killed_run_is_resumed_with_one_command_and_ends_as_if_nothing_had_happened(
     config: ServerConfig, nodes: Nodes, file: Path
 ) -> None:
-    """Its SuperExec and ServerApp are killed after one round, it is stopped after another; see `tests/deployed`, too."""
+    """Its SuperExec and ServerApp are killed after one round, it is stopped after another; more in `tests/deployed`."""
     with running(config.folder) as up:
         for name in STEPS:
             nodes.start(name)
