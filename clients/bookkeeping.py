@@ -246,13 +246,15 @@ class _Books:
     def weighted_sum(self, factors: Tensor) -> list[Tensor]:
         """One product per matrix, over the rows of all users."""
         factors = factors.to(self._none.dtype)
-        absent = factors == 0
+        absent: Tensor | None = factors == 0
+        if not (factors == 0).any():  # the usual case, asked once
+            absent = None
         total: list[Tensor] = []
         for parameter in self._parameters:
             found = torch.zeros_like(parameter)
             rows, whole = self._rows.get(id(parameter)), self._whole.get(id(parameter))
             if rows is not None:
-                slopes = _weighed(rows.slopes, factors, absent)
+                slopes = _without(rows.slopes, absent) * factors[:, None, None]
                 found += slopes.flatten(0, 1).T @ _without(rows.inputs, absent).flatten(0, 1)
             if whole is not None:
                 found[: whole.shape[1]] += torch.einsum("u,u...->...", factors, _without(whole, absent))
@@ -298,14 +300,9 @@ def _product_norms(inputs: Tensor, slopes: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _weighed(slopes: Tensor, factors: Tensor, absent: Tensor) -> Tensor:
-    """Each user's rows times the user's factor."""
-    return _without(slopes, absent) * factors[:, None, None]
-
-
-def _without(tensor: Tensor, absent: Tensor) -> Tensor:
+def _without(tensor: Tensor, absent: Tensor | None) -> Tensor:
     """The tensor with zeros for users whose factor is 0: what they hold may not be a number."""
-    if not absent.any():
+    if absent is None:
         return tensor
     return tensor.masked_fill(absent.view(-1, *[1] * (tensor.dim() - 1)), 0.0)
 

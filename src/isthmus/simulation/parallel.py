@@ -15,7 +15,8 @@ from isthmus.features import encoder_dim
 
 _EACH = 0.9e-9
 """CPU-seconds of one parameter's gradient for one user at one position; 0.85e-9 to 0.97e-9 in four shapes of backbone
-(84,800 to 300,416 parameters, 20 and 50 positions), on one core of an AMD EPYC, 2026-11-27."""
+(84,800 to 300,416 parameters, 20 and 50 positions), on one core of an AMD EPYC, 2026-11-27, with Opacus' hooks: for
+the book-keeping engine, which takes less, an upper bound."""
 
 RAY_START = 20.0
 """Seconds that Ray and its workers take before the first answer; 43 were measured on two cores that six others used."""
