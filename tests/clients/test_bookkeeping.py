@@ -139,7 +139,7 @@ def cancelling(size: float) -> tuple[Tensor, Tensor]:
 
 
 def test_rows_that_cancel_are_measured_and_not_guessed() -> None:
-    """The short formula loses its digits there, and would let a user through with more than C."""
+    """The short formula loses its digits there: off by 2 %, then below zero; a user might add more than C."""
     for size in (1e2, 1e3, 1e4):
         inputs, slopes = cancelling(size)
         expected = torch.einsum("uti,uto->uoi", inputs.double(), slopes.double()).flatten(1).square().sum(dim=1)
