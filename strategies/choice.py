@@ -4,17 +4,23 @@
     state = strategy_state(strategy)          # goes into a checkpoint
     restore_strategy(strategy, state)
 
-| name      | what                                   | reference                                      |
-|-----------|----------------------------------------|------------------------------------------------|
-| `fedavg`  | weighted mean, declared public weights | McMahan et al., AISTATS 2017                   |
-| `fedadam` | Adam on the mean update                | Reddi et al., ICLR 2021, algorithm 2           |
-| `fedprox` | FedAvg, local steps pulled back        | Li et al., MLSys 2020 (after the noise: free)  |
+| name           | what                                                 | reference                                    |
+|----------------|------------------------------------------------------|----------------------------------------------|
+| `fedavg`       | weighted mean, declared public weights               | McMahan et al., AISTATS 2017                 |
+| `fedadam`      | Adam on the mean update                              | Reddi et al., ICLR 2021, algorithm 2         |
+| `fedprox`      | FedAvg, local steps pulled back (after the noise)    | Li et al., MLSys 2020                        |
+| `median`       | median of each coordinate                            | Yin et al., ICML 2018                        |
+| `trimmed_mean` | mean of each coordinate without f highest and lowest | Yin et al., ICML 2018                        |
+| `krum`         | the one update that n - f - 2 others are closest to  | Blanchard et al., NeurIPS 2017               |
+
+The last three withstand f outliers (`outliers`) among the domains, and pay for it: they count every domain alike, and
+what they leave out of n updates would have averaged noise away (docs/transfer.md has figures).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum
 
 from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import Arrays
@@ -34,6 +40,52 @@ class GuardedFedProx(Guarded, FedProx):
     """FedProx behind our validation."""
 
 
+class GuardedMedian(Guarded, FedMedian):
+    """The median behind our validation."""
+
+
+class TrimmedByCount(FedTrimmedAvg):
+    """Flower's trimmed mean, which leaves out a share of the updates, told a number instead.
+
+    Attributes:
+        outliers: Updates left out at either end of each coordinate, however many came in.
+    """
+
+    outliers: int
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As Flower's, which rounds the share down: half an update more is never one less."""
+        replies = list(replies)
+        self.beta = min((self.outliers + 0.5) / len(replies), 0.5 - 1e-9)
+        return super().aggregate_train(server_round, replies)
+
+
+class GuardedTrimmedMean(Guarded, TrimmedByCount):
+    """The trimmed mean behind our validation."""
+
+
+class GuardedKrum(Guarded, Krum):
+    """Krum behind our validation."""
+
+
+def _trimmed_mean(config: StrategyConfig) -> Guarded:
+    strategy = GuardedTrimmedMean()
+    strategy.outliers = config.outliers or 1
+    return strategy
+
+
+_MAKERS: dict[StrategyName, Callable[[StrategyConfig], Guarded]] = {
+    StrategyName.FEDAVG: lambda _: GuardedFedAvg(),
+    StrategyName.FEDADAM: lambda c: GuardedFedAdam(eta=c.server_learning_rate, beta_1=0.9, beta_2=0.99, tau=1e-3),
+    StrategyName.FEDPROX: lambda c: GuardedFedProx(proximal_mu=c.proximal_mu),
+    StrategyName.MEDIAN: lambda _: GuardedMedian(),
+    StrategyName.TRIMMED_MEAN: _trimmed_mean,
+    StrategyName.KRUM: lambda c: GuardedKrum(num_malicious_nodes=c.outliers or 1),
+}
+
+
 def make_strategy(
     config: StrategyConfig, *, form: UpdateFormat, run: str, roster: Mapping[int, str], keys: Keys
 ) -> Guarded:
@@ -46,20 +98,14 @@ def make_strategy(
         roster: Name of the domain behind each node.
         keys: The coordinator's.
     """
-    strategy: Guarded
-    if config.name is StrategyName.FEDADAM:
-        strategy = GuardedFedAdam(eta=config.server_learning_rate, beta_1=0.9, beta_2=0.99, tau=1e-3)
-    elif config.name is StrategyName.FEDPROX:
-        strategy = GuardedFedProx(proximal_mu=config.proximal_mu)
-    else:
-        strategy = GuardedFedAvg()
+    strategy = _MAKERS[config.name](config)
     strategy.min_train_nodes = strategy.min_evaluate_nodes = strategy.min_available_nodes = (
         1  # one may be all that is left
     )
     strategy.run = run
     strategy.roster = dict(roster)
     strategy.weights = dict(config.weights)
-    strategy.max_update_norm = config.max_update_norm
+    strategy.max_update_norm, strategy.needed = config.max_update_norm, config.needed
     strategy.outcomes = {}
     strategy.keys, strategy.receipts = keys, {}
     strategy.form, strategy.whitening, strategy.holds, strategy.step = form, ArrayRecord(), {}, None

@@ -12,6 +12,7 @@ same ones, to the bit.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
 from isthmus.records import ARRAYS, CONFIG, SCALES, WHITENING, Kind, RoundReply, RoundRequest
 from isthmus.strategies.validation import ReplyJudge
+
+_LOG = logging.getLogger(__name__)
 
 OK, REFUSED, EXHAUSTED, FAILED = "ok", "refused", "budget exhausted", "error"
 
@@ -71,6 +74,7 @@ class Guarded(FedAvg):
         roster: Name of the domain behind each node.
         weights: Declared public weight of each domain; 1 where absent.
         max_update_norm: Largest L2 norm of an accepted update.
+        needed: Accepted updates without which a round changes nothing.
         form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
         holds: Digest of the shared parameters that each node whose last answer was accepted was asked about.
@@ -84,6 +88,7 @@ class Guarded(FedAvg):
     roster: Mapping[int, str]
     weights: Mapping[str, float]
     max_update_norm: float
+    needed: int
     form: UpdateFormat
     whitening: ArrayRecord
     holds: dict[int, str]
@@ -109,7 +114,7 @@ class Guarded(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the accepted updates with the declared weights; (None, None) if there is none with a weight.
+        """Average the accepted updates with the declared weights; (None, None) if none has a weight, or too few came.
 
         Guarantees:
             - What comes out is what a domain makes of the shared parameters before and the `step`, to the bit.
@@ -126,6 +131,11 @@ class Guarded(FedAvg):
                 }
             )
         if not any(self._weight(reply.domain) for _, reply in accepted):
+            return None, None
+        if len(accepted) < self.needed:
+            _LOG.warning(
+                "round %d changes nothing: it needs %d updates, %d came", server_round, self.needed, len(accepted)
+            )
             return None, None
         average, metrics = super().aggregate_train(server_round, [message for message, _ in accepted])
         if average is None:

@@ -256,6 +256,17 @@ class StrategyName(enum.StrEnum):
     FEDAVG = "fedavg"
     FEDADAM = "fedadam"
     FEDPROX = "fedprox"
+    MEDIAN = "median"
+    TRIMMED_MEAN = "trimmed_mean"
+    KRUM = "krum"
+
+
+_NEEDED = {
+    StrategyName.MEDIAN: lambda outliers: 2 * outliers + 1,
+    StrategyName.TRIMMED_MEAN: lambda outliers: 2 * outliers + 1,
+    StrategyName.KRUM: lambda outliers: 2 * outliers + 3,
+}
+"""Of the robust ones: updates without which they tolerate no such number of outliers."""
 
 
 class StrategyConfig(Section):
@@ -269,6 +280,8 @@ class StrategyConfig(Section):
         max_update_norm: A reply whose update has a larger L2 norm is refused.
         server_learning_rate: FedAdam's eta.
         proximal_mu: FedProx's mu.
+        outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
+            They count every domain alike, so declared weights are an error beside them.
     """
 
     name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
@@ -278,6 +291,21 @@ class StrategyConfig(Section):
     max_update_norm: Annotated[float, Field(gt=0)] = 100.0
     server_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    outliers: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def needed(self) -> int:
+        """Updates without which a round changes nothing."""
+        return _NEEDED[self.name](self.outliers or 1) if self.name in _NEEDED else 1
+
+    @model_validator(mode="after")
+    def _robust_or_weighted(self) -> Self:
+        if self.name in _NEEDED and self.weights:
+            raise ValueError(f'`name = "{self.name}"` counts every domain alike; leave `weights` out')
+        if self.name not in _NEEDED and self.outliers is not None:
+            robust = ", ".join(_NEEDED)
+            raise ValueError(f"`outliers` belongs to {robust}; {self.name} tolerates none")
+        return self
 
 
 class UpdateFormat(enum.StrEnum):
@@ -358,6 +386,17 @@ class FederationConfig(Section):
         if twice:
             raise ValueError(f"each domain joins once, got {', '.join(twice)} twice")
         return value
+
+    @model_validator(mode="after")
+    def _enough_domains(self) -> Self:
+        """A robust strategy that could never keep its promise is refused before anybody is asked."""
+        needed = self.strategy.needed
+        if len(self.domains) < needed:
+            raise ValueError(
+                f'`strategy.name = "{self.strategy.name}"` with {self.strategy.outliers or 1} outliers needs at least '
+                f"{needed} domains, got {len(self.domains)}"
+            )
+        return self
 
     def domain_folders(self) -> tuple[Path, ...]:
         """Absolute folders of the domains, in the file's order."""
