@@ -1,0 +1,62 @@
+"""Configuration: what a domain folder and a federation file say, checked at birth.
+
+    domain = load_domain("shopping")            # the folder, or its domain.toml
+    federation = load_federation("demo.toml")   # names its domains' folders
+
+Both files are strict TOML: an unknown key is an error that names the file, the key and the
+nearest valid key. Everything is frozen after loading; paths are absolute. Settings that change
+a privacy guarantee (`PrivacyPolicy`) live in the domain's file and nowhere else: a federation
+file cannot lower them, because a coordinator's words are not covered by any signature.
+"""
+
+from isthmus.config.domain import (
+    DomainCompute,
+    DomainConfig,
+    EngineName,
+    Interactions,
+    Items,
+    Name,
+    Precision,
+    PrivacyPolicy,
+    Split,
+    TableFormat,
+    load_domain,
+)
+from isthmus.config.federation import (
+    BackboneConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    FeatureConfig,
+    FederationConfig,
+    StrategyConfig,
+    StrategyName,
+    TrainingConfig,
+    UpdateFormat,
+    load_federation,
+    seeded_run,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "ComputeConfig",
+    "DomainCompute",
+    "DomainConfig",
+    "EngineName",
+    "EvaluationConfig",
+    "FeatureConfig",
+    "FederationConfig",
+    "Interactions",
+    "Items",
+    "Name",
+    "Precision",
+    "PrivacyPolicy",
+    "Split",
+    "StrategyConfig",
+    "StrategyName",
+    "TableFormat",
+    "TrainingConfig",
+    "UpdateFormat",
+    "load_domain",
+    "load_federation",
+    "seeded_run",
+]

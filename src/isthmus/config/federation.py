@@ -1,0 +1,226 @@
+"""What a federation file says: its domains, and the recipe that all of them follow."""
+
+import enum
+import hashlib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from isthmus.config.domain import Name
+from isthmus.settings import Section, read_settings
+
+
+class FeatureConfig(Section):
+    """How public text becomes item features.
+
+    Attributes:
+        encoder: `minilm` (packaged), `hash` (no model, for tests), or a local transformers folder or hub id; with
+            `:int8` at the end of the name its matrix products are in 8 bits, which is faster and not the same vectors.
+        dim: Features kept after whitening, in dimensions; all when absent.
+        whitening_eps: Ridge added to the eigenvalues of the pooled covariance, relative to their mean.
+    """
+
+    encoder: str = "minilm"
+    dim: Annotated[int, Field(ge=2)] | None = None
+    whitening_eps: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class BackboneConfig(Section):
+    """The shape of the shared sequence encoder.
+
+    Attributes:
+        width: Model width d; divisible by `heads`.
+        layers: Transformer blocks.
+        heads: Attention heads.
+        feedforward: Width of the feed-forward layer.
+        positions: Longest history the encoder sees, in items.
+        prior_items: Items of the history that make the text prior.
+        prior_decay: Weight of each older item of the prior, in (0, 1].
+    """
+
+    width: Annotated[int, Field(ge=2)] = 64
+    layers: Annotated[int, Field(ge=1)] = 2
+    heads: Annotated[int, Field(ge=1)] = 2
+    feedforward: Annotated[int, Field(ge=2)] = 128
+    positions: Annotated[int, Field(ge=2, le=1000)] = 20
+    prior_items: Annotated[int, Field(ge=1)] = 10
+    prior_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
+        return self
+
+
+class StrategyName(enum.StrEnum):
+    """Aggregation strategies."""
+
+    FEDAVG = "fedavg"
+    FEDADAM = "fedadam"
+    FEDPROX = "fedprox"
+    MEDIAN = "median"
+    TRIMMED_MEAN = "trimmed_mean"
+    KRUM = "krum"
+
+
+_NEEDED = {
+    StrategyName.MEDIAN: lambda outliers: 2 * outliers + 1,
+    StrategyName.TRIMMED_MEAN: lambda outliers: 2 * outliers + 1,
+    StrategyName.KRUM: lambda outliers: 2 * outliers + 3,
+}
+"""Of the robust ones: updates without which they tolerate no such number of outliers."""
+
+
+class StrategyConfig(Section):
+    """How updates become the next backbone.
+
+    Attributes:
+        name: Aggregation rule.
+        rounds: Rounds of the run.
+        evaluate_every: A noisy evaluation after every so many rounds; 0 for none.
+        weights: Declared public weight of each domain; 1 where absent. Never a user count.
+        max_update_norm: A reply whose update has a larger L2 norm is refused.
+        server_learning_rate: FedAdam's eta.
+        proximal_mu: FedProx's mu.
+        outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
+            They count every domain alike, so declared weights are an error beside them.
+    """
+
+    name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
+    rounds: Annotated[int, Field(ge=1)] = 10
+    evaluate_every: Annotated[int, Field(ge=0)] = 5
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    max_update_norm: Annotated[float, Field(gt=0)] = 100.0
+    server_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    outliers: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def needed(self) -> int:
+        """Updates without which a round changes nothing."""
+        return _NEEDED[self.name](self.outliers or 1) if self.name in _NEEDED else 1
+
+    @model_validator(mode="after")
+    def _robust_or_weighted(self) -> Self:
+        if self.name in _NEEDED and self.weights:
+            raise ValueError(f'`name = "{self.name}"` counts every domain alike; leave `weights` out')
+        if self.name not in _NEEDED and self.outliers is not None:
+            robust = ", ".join(_NEEDED)
+            raise ValueError(f"`outliers` belongs to {robust}; {self.name} tolerates none")
+        return self
+
+
+class UpdateFormat(enum.StrEnum):
+    """What a domain's update, and the server's step, are rounded to before they cross."""
+
+    FLOAT32 = "float32"  # not rounded
+    BFLOAT16 = "bfloat16"  # half the bytes; 8 significant bits
+    INT8 = "int8"  # a quarter; one scale per tensor
+
+
+class TrainingConfig(Section):
+    """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
+
+    Attributes:
+        learning_rate: Step size of the local optimizer.
+        momentum: Of the local optimizer, in [0, 1).
+        rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
+            position whose next item is not among them carries no loss.
+        temperature: Of the softmax over scores.
+        positions: Last positions of a history that may carry a loss.
+        update_format: What updates are rounded to, after the noise and without bias, before they cross.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rivals: Annotated[int, Field(ge=2, le=1000)] = 50
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    positions: Annotated[int, Field(ge=1)] = 10
+    update_format: Annotated[UpdateFormat, Field(strict=False)] = UpdateFormat.INT8
+
+
+class EvaluationConfig(Section):
+    """How methods are compared in a simulation.
+
+    Attributes:
+        max_users: Test users per domain, drawn with a fixed seed; all when there are fewer.
+        bootstrap: Resamples of a confidence interval.
+    """
+
+    max_users: Annotated[int, Field(ge=1)] = 4000
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+
+
+class ComputeConfig(Section):
+    """Speed only: nothing here changes a result by more than rounding.
+
+    Attributes:
+        threads: Torch threads of one process.
+    """
+
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class FederationConfig(Section):
+    """One federation: its domains and the recipe that all of them follow.
+
+    Attributes:
+        name: Of the federation.
+        domains: Folders that hold a `domain.toml`, relative to the federation file.
+        seed: Makes a run repeatable, noise included. Such a run is **not private** and says so everywhere.
+    """
+
+    name: Name
+    domains: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    features: FeatureConfig = FeatureConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("domains")
+    @classmethod
+    def _no_domain_twice(cls, value: tuple[str, ...], _: ValidationInfo) -> tuple[str, ...]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"each domain joins once, got {', '.join(twice)} twice")
+        return value
+
+    @model_validator(mode="after")
+    def _enough_domains(self) -> Self:
+        """A robust strategy that could never keep its promise is refused before anybody is asked."""
+        needed = self.strategy.needed
+        if len(self.domains) < needed:
+            raise ValueError(
+                f'`strategy.name = "{self.strategy.name}"` with {self.strategy.outliers or 1} outliers needs at least '
+                f"{needed} domains, got {len(self.domains)}"
+            )
+        return self
+
+    def domain_folders(self) -> tuple[Path, ...]:
+        """Absolute folders of the domains, in the file's order."""
+        return tuple((self.folder / name).resolve() for name in self.domains)
+
+    def digest(self) -> str:
+        """Hash of everything that decides a run's result (speed settings aside), as hex."""
+        text = self.model_dump_json(exclude={"compute"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seeded_run(federation: FederationConfig) -> str:
+    """Id of a run whose noise can be repeated: the same wherever it runs, because the noise follows from it."""
+    return f"seeded-{federation.digest()[:24]}"
+
+
+def load_federation(path: str | Path) -> FederationConfig:
+    """Read a federation file.
+
+    Raises:
+        ConfigError: If the file is absent or any key or value in it is wrong.
+    """
+    return read_settings(Path(path), FederationConfig)
