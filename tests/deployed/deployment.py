@@ -205,5 +205,5 @@ def eventually(happens: Callable[[], bool], seconds: float, what: str) -> None:
         with contextlib.suppress(OSError, StopIteration, ValueError, TypeError, RunError):
             if happens():
                 return
-        time.sleep(0.1)
+        time.sleep(0.25)
     raise AssertionError(f"not after {seconds:g} s: {what}")

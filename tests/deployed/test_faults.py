@@ -8,7 +8,6 @@ round). A coordinator whose clock is off is to its nodes what nodes are whose cl
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ import pytest
 from tests.conftest import TinyDomain, TinyFederation
 from tests.deployed.deployment import Deployment, eventually
 from tests.other_user import ROOT, needs_root
+from tests.server.deploy import running
 from tests.server.deploy.conftest import free_ports
 from tests.server.deploy.test_runs import Nodes
 
@@ -81,8 +81,7 @@ def updates(deployed: Deployment, name: str) -> list[int]:
 
 def online(deployed: Deployment, name: str) -> bool:
     """Whether a node is connected."""
-    listed = json.loads(deployed.call("server", "nodes", "list", "--json"))
-    return any((node["name"], node["status"]) == (name, "online") for node in listed)
+    return name in running.online(of(deployed))
 
 
 def refusals(deployed: Deployment) -> int:

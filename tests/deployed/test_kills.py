@@ -37,7 +37,7 @@ PRIVACY = {
     "rounds": 40,  # of all the runs below
     "evaluations": 0,
 }
-QUICK, SLOW = {**PRIVACY, "steps_per_round": 30}, {**PRIVACY, "steps_per_round": 500}  # a second, and some
+QUICK, SLOW = {**PRIVACY, "steps_per_round": 30}, {**PRIVACY, "steps_per_round": 200}  # a second, and some
 POLICIES = {"books": QUICK, "games": SLOW, "music": SLOW}
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployed]

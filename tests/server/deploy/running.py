@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from isthmus.server.deploy.control import Control
+from isthmus.server.deploy.settings import ServerConfig
+
 ISTHMUS = (sys.executable, "-c", "from isthmus.cli import main; main()")
 
 
@@ -29,12 +32,18 @@ def status(folder: Path, *, well: bool = True) -> dict[str, Any]:
     return found
 
 
+def online(config: ServerConfig) -> set[str]:
+    """Names of the nodes that are connected."""
+    with Control(config) as control:
+        return {node.name for node in control.nodes() if node.status == "online"}
+
+
 def eventually(holds: Callable[[], bool], seconds: float = 60, what: str = "") -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not after {seconds:g} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def alive(pid: int) -> bool:
