@@ -19,9 +19,9 @@ demo: install ## install, run the main job on the built-in demo federation, say 
 
 test: install ## all tests, the slow ones and those on real data included
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not deployed"
-	@# Real processes against real clocks, three federations at a time, the longest first: most of it is waiting. What
+	@# Real processes against real clocks, two federations at a time, the longest first: most of it is waiting. What
 	@# failed is run once more, one at a time and in sight; what fails twice has failed.
-	$(BIN)/python -m pytest -m deployed --numprocesses 3 --dist loadfile $(DEPLOYED) \
+	$(BIN)/python -m pytest -m deployed --numprocesses 2 --dist loadfile $(DEPLOYED) \
 		|| $(BIN)/python -m pytest -m deployed --last-failed --last-failed-no-failures none $(DEPLOYED)
 
 check: install ## lint, types, import contracts, documentation and help texts

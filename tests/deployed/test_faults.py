@@ -115,99 +115,6 @@ class Party:
         Path(f"{self.gate}{round_}").touch()
 
 
-@pytest.fixture(scope="module")
-def party() -> Iterator[Party]:
-    """Five rounds are within the budget of `books`; `games`, which comes late, has one."""
-    with Deployment() as deployed:
-        privacy = {"books": {"rounds": 8}, "games": {"rounds": 1, "evaluations": 0}}
-        file = TinyFederation(TinyDomain(deployed.folder))(evaluate_every=0, seed=None, rounds=5, privacy=privacy)
-        deployed.up(domains=2, extra="deadline = 150\njoining = 60\n")
-        deployed.join("books", deployed.folder / "books")
-        nodes = Nodes(of(deployed))
-        try:
-            yield Party(deployed, nodes, file)
-        finally:
-            nodes.stop()
-
-
-def test_a_round_goes_on_amid_a_hostile_domain_idle_connections_and_strangers(party: Party) -> None:
-    """1e38, NaN, a replay and 200 MB are refused with the reason; who is late takes part, who is spent leaves."""
-    deployed = party.deployed
-    config = of(deployed)
-    acts = '"honest 1e38 nan replay 200MB"'
-    party.nodes.start("mallory", acts=acts, gate=f'"{party.gate}"')
-    for number in (1, 4, 5):
-        party.open_gate(number)
-    eventually(lambda: online(deployed, "mallory") and online(deployed, "books"), 90, "both are there")
-    run = begin_run(config, party.file, rounds=5, seed=None, bundle=faulty())
-    eventually(lambda: finished(deployed, run, 1), 120, "round 1")
-
-    # Round 2, while mallory has not answered: the public port is crowded, strangers try, and games comes.
-    with contextlib.ExitStack() as crowd:
-        context = ssl.create_default_context(cafile=str(config.certificates_folder / AUTHORITY))
-        for number in range(500):
-            line = crowd.enter_context(socket.create_connection(("127.0.0.1", config.port), timeout=10))
-            if number % 10 == 0:
-                crowd.enter_context(context.wrap_socket(line, server_hostname="localhost"))
-        deployed.join("games", deployed.folder / "games")
-        eventually(lambda: online(deployed, "games"), 60, "games is there")
-    make_certificates(deployed.folder / "foreign", ["localhost"])
-    party.nodes.start("misled", authority=deployed.folder / "foreign" / AUTHORITY)
-    before = refusals(deployed)
-    make_node_key(config.folder / "unregistered")
-    party.nodes.start("unregistered")  # a key that is there is not added
-    refused(deployed, party.nodes, "unregistered", before)
-    said = config.folder / "misled.log"
-    eventually(lambda: "Connection attempt failed" in said.read_text(), 60, "misled trusts somebody else")
-    assert not online(deployed, "misled")
-    assert not finished(deployed, run, 2)
-    party.open_gate(2)
-
-    # Round 3: games introduces itself beside it.
-    node = deployed.folder / "units" / "games" / "logs" / "node.log"
-    eventually(lambda: "Sent successfully" in node.read_text(), 60, "games has introduced itself")
-    party.open_gate(3)
-
-    ended = over(deployed, run)
-    assert ended.flower is not None
-    assert (ended.flower.result, ended.round) == ("completed", 5), deployed.logs()
-    rounds = outcomes(ended)
-    assert [one["books"].status for one in rounds] == [OK] * 5
-    assert [one["mallory"].status for one in rounds] == [OK, *[REFUSED] * 4]
-    reasons = [one["mallory"].reason for one in rounds]
-    assert "norm" in reasons[1]
-    assert "above the limit" in reasons[1]
-    assert "scale" in reasons[2]
-    assert "got inf" in reasons[2]
-    assert "asked for round 4" in reasons[3]
-    assert "has shape (50000000,)" in reasons[4]
-    assert ["games" in one for one in rounds] == [False, False, False, True, True]
-    assert [one["games"].status for one in rounds[3:]] == [OK, EXHAUSTED]
-    assert "is spent" in rounds[4]["games"].reason
-    assert (updates(deployed, "books"), updates(deployed, "games")) == ([1, 2, 3, 4, 5], [4])
-    for name in ("books", "games"):
-        assert deployed.books(deployed.folder / name).findings == ()
-    assert "budget" in {line.rule for line in deployed.books(deployed.folder / "games").refusals}
-    assert deployed.stop("games") == 0
-
-
-@pytest.mark.parametrize("off", [600, -600])
-def test_a_node_whose_clock_is_ten_minutes_off_is_not_let_in(
-    party: Party, monkeypatch: pytest.MonkeyPatch, off: int
-) -> None:
-    """Fast or slow: it signs the time, and Flower takes 5 s ahead and 305 s behind. It is answered 401."""
-    name = "ahead" if off > 0 else "behind"
-    party.nodes.register(name)
-    with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE / 'clock_off'}{os.pathsep}{ROOT / 'src'}")
-        patch.setenv("CLOCK_OFF", str(off))
-        before = refusals(party.deployed)
-        party.nodes.start(name)
-    refused(party.deployed, party.nodes, name, before)
-    party.nodes.start(name)  # the same node, its clock mended
-    eventually(lambda: online(party.deployed, name), 60, f"{name} is there")
-
-
 @contextlib.contextmanager
 def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
     """A file system of its own; yields the file that can fill it."""
@@ -336,3 +243,99 @@ def test_a_network_cut_of_a_minute_costs_one_round_at_most() -> None:
         for name in ("books", "games"):
             assert deployed.books(deployed.folder / name).findings == ()
             assert deployed.stop(name) == 0
+
+
+@pytest.fixture(scope="module")
+def party() -> Iterator[Party]:
+    """Five rounds are within the budget of `books`; `games`, which comes late, has one.
+
+    It lives to the end of this file, so whoever needs none comes first: a coordinator that waits is not for nothing.
+    """
+    with Deployment() as deployed:
+        privacy = {"books": {"rounds": 8}, "games": {"rounds": 1, "evaluations": 0}}
+        file = TinyFederation(TinyDomain(deployed.folder))(evaluate_every=0, seed=None, rounds=5, privacy=privacy)
+        deployed.up(domains=2, extra="deadline = 150\njoining = 60\n")
+        deployed.join("books", deployed.folder / "books")
+        nodes = Nodes(of(deployed))
+        try:
+            yield Party(deployed, nodes, file)
+        finally:
+            nodes.stop()
+
+
+def test_a_round_goes_on_amid_a_hostile_domain_idle_connections_and_strangers(party: Party) -> None:
+    """1e38, NaN, a replay and 200 MB are refused with the reason; who is late takes part, who is spent leaves."""
+    deployed = party.deployed
+    config = of(deployed)
+    acts = '"honest 1e38 nan replay 200MB"'
+    party.nodes.start("mallory", acts=acts, gate=f'"{party.gate}"')
+    for number in (1, 4, 5):
+        party.open_gate(number)
+    eventually(lambda: online(deployed, "mallory") and online(deployed, "books"), 90, "both are there")
+    run = begin_run(config, party.file, rounds=5, seed=None, bundle=faulty())
+    eventually(lambda: finished(deployed, run, 1), 120, "round 1")
+
+    # Round 2, while mallory has not answered: the public port is crowded, strangers try, and games comes.
+    with contextlib.ExitStack() as crowd:
+        context = ssl.create_default_context(cafile=str(config.certificates_folder / AUTHORITY))
+        for number in range(500):
+            line = crowd.enter_context(socket.create_connection(("127.0.0.1", config.port), timeout=10))
+            if number % 10 == 0:
+                crowd.enter_context(context.wrap_socket(line, server_hostname="localhost"))
+        deployed.join("games", deployed.folder / "games")
+        eventually(lambda: online(deployed, "games"), 60, "games is there")
+    make_certificates(deployed.folder / "foreign", ["localhost"])
+    party.nodes.start("misled", authority=deployed.folder / "foreign" / AUTHORITY)
+    before = refusals(deployed)
+    make_node_key(config.folder / "unregistered")
+    party.nodes.start("unregistered")  # a key that is there is not added
+    refused(deployed, party.nodes, "unregistered", before)
+    said = config.folder / "misled.log"
+    eventually(lambda: "Connection attempt failed" in said.read_text(), 60, "misled trusts somebody else")
+    assert not online(deployed, "misled")
+    assert not finished(deployed, run, 2)
+    party.open_gate(2)
+
+    # Round 3: games introduces itself beside it.
+    node = deployed.folder / "units" / "games" / "logs" / "node.log"
+    eventually(lambda: "Sent successfully" in node.read_text(), 60, "games has introduced itself")
+    party.open_gate(3)
+
+    ended = over(deployed, run)
+    assert ended.flower is not None
+    assert (ended.flower.result, ended.round) == ("completed", 5), deployed.logs()
+    rounds = outcomes(ended)
+    assert [one["books"].status for one in rounds] == [OK] * 5
+    assert [one["mallory"].status for one in rounds] == [OK, *[REFUSED] * 4]
+    reasons = [one["mallory"].reason for one in rounds]
+    assert "norm" in reasons[1]
+    assert "above the limit" in reasons[1]
+    assert "scale" in reasons[2]
+    assert "got inf" in reasons[2]
+    assert "asked for round 4" in reasons[3]
+    assert "has shape (50000000,)" in reasons[4]
+    assert ["games" in one for one in rounds] == [False, False, False, True, True]
+    assert [one["games"].status for one in rounds[3:]] == [OK, EXHAUSTED]
+    assert "is spent" in rounds[4]["games"].reason
+    assert (updates(deployed, "books"), updates(deployed, "games")) == ([1, 2, 3, 4, 5], [4])
+    for name in ("books", "games"):
+        assert deployed.books(deployed.folder / name).findings == ()
+    assert "budget" in {line.rule for line in deployed.books(deployed.folder / "games").refusals}
+    assert deployed.stop("games") == 0
+
+
+@pytest.mark.parametrize("off", [600, -600])
+def test_a_node_whose_clock_is_ten_minutes_off_is_not_let_in(
+    party: Party, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    """Fast or slow: it signs the time, and Flower takes 5 s ahead and 305 s behind. It is answered 401."""
+    name = "ahead" if off > 0 else "behind"
+    party.nodes.register(name)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{HERE / 'clock_off'}{os.pathsep}{ROOT / 'src'}")
+        patch.setenv("CLOCK_OFF", str(off))
+        before = refusals(party.deployed)
+        party.nodes.start(name)
+    refused(party.deployed, party.nodes, name, before)
+    party.nodes.start(name)  # the same node, its clock mended
+    eventually(lambda: online(party.deployed, name), 60, f"{name} is there")
