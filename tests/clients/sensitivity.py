@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from isthmus.backbone import Backbone, shared_parameters
-from isthmus.clients import trainer
+from isthmus.clients import private_optimizer, trainer
 from isthmus.clients.data import Histories
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.rivals import find_rivals
-from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
+from isthmus.clients.trainer import Batch, TrainingSet, make_training_set, train_round, user_losses
 from isthmus.config import (
     BackboneConfig,
     DomainCompute,
@@ -108,7 +109,7 @@ class Served:
     def __call__(self, case: Case) -> Tensor:
         """The sum that leaves."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "PrivateOptimizer", self.optimizer)
+            patch.setattr(private_optimizer, "PrivateOptimizer", self.optimizer)
             patch.setattr(trainer, "user_losses", self.losses)
             if not self.tried:
                 patch.setattr(trainer, "_require_separable", lambda *_: None)
