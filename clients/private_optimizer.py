@@ -4,7 +4,10 @@
     optimizer.accumulate(gradients)     # as often as a batch has parts
     optimizer.step()
 
-Reference: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1.
+| clipping    | factor of a gradient of norm n | reference                                                       |
+|-------------|--------------------------------|-----------------------------------------------------------------|
+| `flat`      | min(1, C / n)                  | Abadi et al., CCS 2016, algorithm 1                             |
+| `automatic` | C / (n + 0.01)                 | Bu, Wang, Zha and Karypis, "Automatic Clipping", NeurIPS 2023   |
 """
 
 from collections.abc import Callable
@@ -15,9 +18,12 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from isthmus.clients.gradients import UserGradients
-from isthmus.config import PrivacyPolicy
+from isthmus.config import Clipping, PrivacyPolicy
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
+
+_STABILITY = 0.01
+"""Gamma of AUTO-S: gradients much shorter than this stay short, so that who has learned stands still."""
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -34,7 +40,13 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, plan: DpSgdPlan, policy: PrivacyPolicy, randomness: Randomness
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        plan: DpSgdPlan,
+        policy: PrivacyPolicy,
+        randomness: Randomness,
+        clipping: Clipping = Clipping.FLAT,
     ) -> None:
         super().__init__(
             optimizer,
@@ -44,6 +56,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._randomness = randomness
+        self._clipping = clipping
         self.zero_grad(set_to_none=True)
 
     def zero_grad(self, set_to_none: bool = False) -> None:  # noqa: FBT001, FBT002 - torch's own signature
@@ -60,7 +73,10 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clipped(self, norms: Tensor) -> Tensor:
         """(users,) norms to the factors that make each at most C; 0 where a norm is not finite."""
-        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        if self._clipping is Clipping.AUTOMATIC:
+            factors = self.max_grad_norm / (norms + _STABILITY)
+        else:
+            factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:

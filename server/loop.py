@@ -19,7 +19,7 @@ import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone, shared_parameters, trained_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
@@ -78,7 +78,10 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
     form = federation.training.update_format
-    strategy = make_strategy(federation.strategy, form=form, run=run, roster=meeting.roster, keys=heads.keys)
+    trained = trained_parameters(state.arrays, federation.training.train)
+    strategy = make_strategy(
+        federation.strategy, form=form, trained=trained, run=run, roster=meeting.roster, keys=heads.keys
+    )
     strategy.receipts = meeting.receipts
     restore_strategy(strategy, state.strategy)
     listener(state)

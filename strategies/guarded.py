@@ -74,6 +74,7 @@ class Guarded(FedAvg):
         roster: Name of the domain behind each node.
         weights: Declared public weight of each domain; 1 where absent.
         max_update_norm: Largest L2 norm of an accepted update.
+        trained: Names of the shared parameters that an update holds.
         needed: Accepted updates without which a round changes nothing.
         form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
@@ -88,6 +89,7 @@ class Guarded(FedAvg):
     roster: Mapping[int, str]
     weights: Mapping[str, float]
     max_update_norm: float
+    trained: tuple[str, ...]
     needed: int
     form: UpdateFormat
     whitening: ArrayRecord
@@ -187,6 +189,7 @@ class Guarded(FedAvg):
             run=self.run,
             round=server_round,
             shapes={name: array.shape for name, array in self._shared.items()},
+            trained=self.trained,
             max_norm=self.max_update_norm,
             form=self.form,
         )

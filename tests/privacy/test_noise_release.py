@@ -284,6 +284,7 @@ def wrong_release(optimizer: type[PrivateOptimizer]) -> list[str]:
     case, _ = big_case()
     silent = update_of(case, Silent(case.chosen), optimizer=PrivateOptimizer)
     strategy, _ = start(weights={"books": 1.0, "games": 3.0}, roster={2: "books", 3: "games"})
+    strategy.trained = tuple(silent)
     shared = {name: np.zeros_like(array) for name, array in silent.items()}
     replies = []
     for domain, message in asked(strategy, shared).items():
