@@ -78,7 +78,8 @@ class Guarded(FedAvg):
         needed: Accepted updates without which a round changes nothing.
         form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
-        holds: Digest of the shared parameters that each node whose last answer was accepted was asked about.
+        holds: Digest of the shared parameters that each node whose last answer was accepted has, the latest of them
+            from which others follow by a step.
         step: How the last round changed the shared parameters; for nodes that hold those before.
         keys: The coordinator's; sign every request.
         receipts: For the head of each node's last reply; sent along with its next request.
@@ -215,7 +216,11 @@ class Guarded(FedAvg):
             else:
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
-        self.holds = {message.metadata.src_node_id: self._digest for message, _ in accepted.values()}
+        nodes = [message.metadata.src_node_id for message, _ in accepted.values()]
+        if is_train or self.step is None or self._digest == self.step.after:
+            self.holds = dict.fromkeys(nodes, self._digest)
+        else:  # an average was looked at on the way: what the next round goes on from is nearer to what came before
+            self.holds = {node: self.holds[node] for node in nodes if node in self.holds}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 

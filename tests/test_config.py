@@ -147,6 +147,7 @@ def test_a_wrong_value_of_a_domain_is_named_with_its_rule(
         ("learning_rate = 0.5", 'train = "lora"', "needs the `rank` of its factors"),
         ("learning_rate = 0.5", "rank = 4", "`rank` belongs to"),
         ("learning_rate = 0.5", 'augment = "drop"', "`training.augment`"),
+        ("evaluate_every = 2", "evaluate_every = 2\naverage = 1.0", "`strategy.average`: Input should be less than 1"),
     ],
 )
 def test_a_wrong_value_of_a_federation_is_named_with_its_rule(

@@ -86,6 +86,8 @@ class StrategyConfig(Section):
         proximal_mu: FedProx's mu.
         outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
             They count every domain alike, so declared weights are an error beside them.
+        average: Decay, from round to round, of the moving average of the shared parameters that is evaluated and
+            shipped in their place (De et al., 2022), while training goes on from themselves; 0 for no average.
     """
 
     name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
@@ -96,6 +98,7 @@ class StrategyConfig(Section):
     server_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     outliers: Annotated[int, Field(ge=1)] | None = None
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def needed(self) -> int:
