@@ -26,12 +26,17 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone
+from isthmus.clients import private_optimizer
+from isthmus.clients.augmentation import augmented, draw_views
+from isthmus.clients.batches import Batch
 from isthmus.clients.bookkeeping import BookKeeping
 from isthmus.clients.data import Histories
-from isthmus.clients.gradients import Engine, Losses, OpacusHooks, UserGradients, require_separable
+from isthmus.clients.gradients import Engine, Losses, OpacusHooks, require_separable
+from isthmus.clients.local_optimizers import local_optimizer
+from isthmus.clients.part_training import TrainedPart
 from isthmus.clients.rival_loss import rival_loss
-from isthmus.clients.rivals import RivalFinder, Rivals
+from isthmus.clients.rivals import RivalFinder
 from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
@@ -64,94 +69,6 @@ class TrainingSet:
     histories: Histories
     features: Tensor
     rivals: RivalFinder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some users' histories, padded at the end.
-
-    Attributes:
-        history: (users, positions) item at each position; 0 where there is none.
-        event: (users, positions) row in `rivals` of the item after it; 0 where there is none.
-        weight: (users, positions) share of each position in its user's loss; sums to 1 per user, or to 0 for a
-            user with nothing to learn from.
-        rivals: What these users' events are told from.
-    """
-
-    history: Tensor
-    event: Tensor
-    weight: Tensor
-    rivals: Rivals
-
-
-class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with our clipping, our noise and our divisor, for users' gradients of either engine.
-
-        optimizer.accumulate(gradients)     # as often as a batch has parts
-        optimizer.step()                    # noise, divisor, step hook, step
-
-    Guarantees:
-        - Each user adds a vector of L2 norm at most C to the sum; a user whose gradient holds a NaN or an
-          infinity adds zero.
-        - Noise is drawn from the given source, for every coordinate, once per step.
-        - The divisor is the given public constant, whatever the batch held.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, *, plan: DpSgdPlan, policy: PrivacyPolicy, randomness: Randomness
-    ) -> None:
-        super().__init__(
-            optimizer,
-            noise_multiplier=plan.noise_multiplier,
-            max_grad_norm=policy.clip,
-            expected_batch_size=policy.expected_batch,
-            loss_reduction="mean",
-        )
-        self._randomness = randomness
-        self.zero_grad(set_to_none=True)
-
-    def zero_grad(self, set_to_none: bool = False) -> None:  # noqa: FBT001, FBT002 - torch's own signature
-        """Forget the sum."""
-        super().zero_grad(set_to_none)
-        for parameter in self.params:
-            parameter.summed_grad = torch.zeros_like(parameter)
-
-    def accumulate(self, gradients: UserGradients) -> None:
-        """Clip some users' gradients and add them to the sum: what leaves was in here, or was never looked at."""
-        factors = self.clipped(gradients.norms())
-        for parameter, total in zip(self.params, gradients.weighted_sum(factors), strict=True):
-            parameter.summed_grad += total
-
-    def clipped(self, norms: Tensor) -> Tensor:
-        """(users,) norms to the factors that make each at most C; 0 where a norm is not finite."""
-        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-        return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
-
-    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """What has to happen to the sum before it may move a parameter."""
-        del closure
-        self.add_noise()
-        self.scale_grad()
-        if self.step_hook:
-            self.step_hook(self)
-        return True
-
-    def add_noise(self) -> None:
-        """Add Gaussian noise of standard deviation `noise_multiplier * C` to every coordinate of the sum.
-
-        All tensors are one vector to the noise, because C bounds what a user adds to all of them together.
-        """
-        sums = np.concatenate([parameter.summed_grad.cpu().numpy().ravel() for parameter in self.params])
-        stddev = self.noise_multiplier * self.max_grad_norm
-        noisy = torch.from_numpy(self._randomness.noisy(sums, stddev=stddev, sensitivity=self.max_grad_norm))
-        parts = torch.split(noisy, [parameter.numel() for parameter in self.params])
-        for parameter, part in zip(self.params, parts, strict=True):
-            parameter.grad = part.view(parameter.shape).to(parameter.device)
-
-    def scale_grad(self) -> None:
-        """Divide by the public constant."""
-        for parameter in self.params:
-            parameter.grad /= self.expected_batch_size
 
 
 def make_training_set(histories: Histories, features: NDArray[np.float32], recipe: Recipe) -> TrainingSet:
@@ -193,11 +110,11 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
         policy: The domain's own limits and public constants.
         plan: How much noise.
         proximal_mu: FedProx's pull towards the shared parameters; applied after the noise.
-        randomness: Batches and noise.
+        randomness: Batches, views of histories, and noise.
         compute: Which engine computes it; changes nothing beyond rounding.
 
     Returns:
-        The update, new minus shared parameters, by name.
+        The update, new minus shared, of every parameter that the recipe trains, by name.
 
     Guarantees:
         - Exactly `policy.steps_per_round` noisy steps, whatever the batches held (an empty one too).
@@ -205,10 +122,16 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
     """
     place = _Place(compute)
     backbone, users = place.settle(backbone, users)
-    shared = shared_parameters(backbone)
-    before = {name: parameter.detach().clone() for name, parameter in shared.items()}
-    sgd = torch.optim.SGD(shared.values(), lr=training.learning_rate, momentum=training.momentum)
-    optimizer = PrivateOptimizer(sgd, plan=plan, policy=policy, randomness=randomness)
+    part = TrainedPart(backbone, training, randomness)
+    before = {name: parameter.detach().clone() for name, parameter in part.parameters.items()}
+    noise_stddev = plan.noise_multiplier * policy.clip / policy.expected_batch
+    optimizer = private_optimizer.PrivateOptimizer(
+        local_optimizer(part.parameters.values(), training, noise_stddev=noise_stddev),
+        plan=plan,
+        policy=policy,
+        randomness=randomness,
+        clipping=training.clipping,
+    )
     make = ENGINES[compute.engine]
     cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
     losses = functools.partial(_losses, place, backbone, users, training.temperature)
@@ -217,15 +140,17 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
         for _ in range(policy.steps_per_round):
             # 1. Who is in the batch: every user alike, whether or not there is something to learn from them.
             chosen = np.flatnonzero(randomness.bernoulli(len(users.histories), policy.sample_rate))
+            views = draw_views(randomness, training.augment, users=len(chosen), positions=backbone.config.positions)
             # 2. Clipped sum over the batch, some users at a time.
             lengths = np.minimum(users.histories.lengths()[chosen], backbone.config.positions)
             for some in micro_batches(lengths):
-                optimizer.accumulate(engine.gradients(functools.partial(losses, place.products, cut(chosen[some]))))
+                batch = augmented(cut(chosen[some]), training.augment, views[some])
+                optimizer.accumulate(engine.gradients(functools.partial(losses, place.products, batch)))
             # 3. Noise, the public divisor, then what needs no data.
-            optimizer.attach_step_hook(_Proximal(shared, before, proximal_mu))
+            optimizer.attach_step_hook(_Proximal(part.parameters, before, proximal_mu))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return {name: (parameter.detach() - before[name]).cpu().numpy() for name, parameter in shared.items()}
+    return part.finish()
 
 
 def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
@@ -240,7 +165,10 @@ def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperatur
     Returns:
         (users,); user i's entry depends on no other user.
     """
-    query = backbone(users.features[batch.history])  # (users, positions, features)
+    seen = users.features[batch.history]  # (users, positions, features)
+    if batch.hidden is not None:
+        seen = seen.masked_fill(batch.hidden.unsqueeze(2), 0.0)
+    query = backbone(seen)  # (users, positions, features)
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
     loss = rival_loss(query[valid], users.features, batch.rivals.items[event], batch.rivals.place[event], temperature)
@@ -276,6 +204,7 @@ def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int,
             weight[i, :length] = learnable / max(learnable.sum(), 1)
     return Batch(
         history=torch.from_numpy(history),
+        lengths=np.array([max(len(row) - 1, 0) for row in rows], np.int64),
         event=torch.from_numpy(event),
         weight=torch.from_numpy(weight),
         rivals=rivals,
@@ -308,11 +237,13 @@ class _Place:
         if self.device.type == "cpu":
             return batch
         items, found = self._sent(batch.rivals.items), self._sent(batch.rivals.place)
-        return Batch(
+        return dataclasses.replace(
+            batch,
             history=self._sent(batch.history),
             event=self._sent(batch.event),
             weight=self._sent(batch.weight),
             rivals=dataclasses.replace(batch.rivals, items=items, place=found),
+            hidden=None if batch.hidden is None else self._sent(batch.hidden),
         )
 
     def products(self) -> torch.autocast:
@@ -382,13 +313,13 @@ def micro_batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 class _Proximal:
     """FedProx's pull, added to gradients that are already noisy."""
 
-    shared: dict[str, nn.Parameter]
+    trained: dict[str, nn.Parameter]
     before: dict[str, Tensor]
     mu: float
 
     def __call__(self, optimizer: DPOptimizer) -> None:
         del optimizer
         if self.mu:
-            for name, parameter in self.shared.items():
+            for name, parameter in self.trained.items():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - self.before[name], alpha=self.mu)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.backbone import Backbone, load_shared, shared_parameters, trained_parameters
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
@@ -126,7 +126,7 @@ class Vault(Answering):
         # 1. The business unit's rules; nothing of the data is needed to refuse.
         self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
         shared = self._shared(request)
-        layers = shared if kind is Kind.UPDATE else ()
+        layers = trained_parameters(shared, request.recipe.training.train) if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
         clip = self.config.privacy.clip if kind is Kind.UPDATE else None
         event = {
@@ -151,7 +151,7 @@ class Vault(Answering):
             private=self.private,
             coordinator=asker,
             clip=clip,
-            layers=tuple(layers),
+            layers=layers,
         )
         return self._gate.release(charge, compute)
 

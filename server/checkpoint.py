@@ -58,6 +58,7 @@ class RunState:
         best_gain: Noisy gain they had; 0 for the prior by definition.
         whitening: `mean` and `matrix`.
         strategy: What the strategy remembers.
+        average: Moving average of the shared parameters; empty where none is kept.
         bytes_up: Tensors received from domains so far, in bytes.
         bytes_down: Tensors sent to domains so far, in bytes.
         history: One record per finished round.
@@ -72,12 +73,13 @@ class RunState:
     best_gain: float
     whitening: Arrays
     strategy: Arrays
+    average: Arrays = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     history: tuple[RoundRecord, ...] = ()
 
 
-_GROUPS = ("arrays", "best", "whitening", "strategy")
+_GROUPS = ("arrays", "best", "whitening", "strategy", "average")
 
 
 def save_checkpoint(path: Path, state: RunState) -> None:
@@ -121,6 +123,7 @@ def load_checkpoint(path: Path, *, run: str, digest: str) -> RunState | None:
             best=groups["best"],
             whitening=groups["whitening"],
             strategy=groups["strategy"],
+            average=groups["average"],
             history=tuple(_record(raw) for raw in header["history"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:

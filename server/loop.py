@@ -6,8 +6,8 @@ Flower's `Strategy.start` can neither resume nor report, so the loop is ours, ov
 steps: `configure_train`, an exchange of messages, `aggregate_train`. Each finished round is on disk before the
 next one starts.
 
-The shipped backbone is the evaluated one with the highest noisy gain over the text prior, and the prior
-itself where none is above it. That choice looks at released, noisy figures only.
+The shipped backbone is the evaluated one (with `average`, the moving average at that round) with the highest noisy gain
+over the text prior, and the prior itself where none is above it. That choice looks at released, noisy figures only.
 """
 
 import logging
@@ -19,13 +19,14 @@ import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone, shared_parameters, trained_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.packing import arrays_digest, from_array_record, to_array_record
 from isthmus.privacy.requests import sign_request
 from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
+from isthmus.server.averaging import moving_average
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.server.heads import HeadLog
 from isthmus.server.introduction import Meeting
@@ -78,7 +79,10 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
     form = federation.training.update_format
-    strategy = make_strategy(federation.strategy, form=form, run=run, roster=meeting.roster, keys=heads.keys)
+    trained = trained_parameters(state.arrays, federation.training.train)
+    strategy = make_strategy(
+        federation.strategy, form=form, trained=trained, run=run, roster=meeting.roster, keys=heads.keys
+    )
     strategy.receipts = meeting.receipts
     restore_strategy(strategy, state.strategy)
     listener(state)
@@ -126,10 +130,15 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
     arrays = state.arrays if after is None else from_array_record(after)
     record = RoundRecord(round=state.round, update_norm=mean_update(state.arrays, arrays), outcomes=outcomes)
     state = replace(state, arrays=arrays, strategy=strategy_state(strategy))
+    decay = federation.strategy.average
+    if decay and after is not None:
+        average = moving_average(state.average, arrays, decay=decay, round_=state.round)
+        state = replace(state, average=average)
     # 4. Every so often, ask what the new backbone is worth, in noisy figures.
     every = federation.strategy.evaluate_every
     if every and state.round % every == 0 and after is not None:
-        questions = list(strategy.configure_evaluate(state.round, to_array_record(arrays), ask.config(), grid))
+        judged = state.average or arrays
+        questions = list(strategy.configure_evaluate(state.round, to_array_record(judged), ask.config(), grid))
         state, replies = _exchange(grid, questions, state, patience)
         _note(replies, strategy, heads)
         metrics = strategy.aggregate_evaluate(state.round, replies)
@@ -138,7 +147,7 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
             gain, stddev = float(metrics["gain"]), float(metrics["gain-stddev"])  # type: ignore[arg-type]
             record = replace(record, gain=gain, gain_stddev=stddev)
             if gain > state.best_gain:
-                state = replace(state, best=arrays, best_round=state.round, best_gain=gain)
+                state = replace(state, best=judged, best_round=state.round, best_gain=gain)
     return replace(state, history=(*state.history, record))
 
 
@@ -226,4 +235,5 @@ def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], 
         best_gain=0.0,
         whitening=whitening.arrays(),
         strategy={},
+        average=arrays if federation.strategy.average else {},
     )

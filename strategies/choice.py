@@ -1,6 +1,6 @@
 """From the name in a federation file to a guarded Flower strategy, and its state to and from disk.
 
-    strategy = make_strategy(config.strategy, form=UpdateFormat.INT8, run="r1", roster={2: "books"}, keys=keys)
+    strategy = make_strategy(config.strategy, form=form, trained=names, run="r1", roster={2: "books"}, keys=keys)
     state = strategy_state(strategy)          # goes into a checkpoint
     restore_strategy(strategy, state)
 
@@ -86,14 +86,21 @@ _MAKERS: dict[StrategyName, Callable[[StrategyConfig], Guarded]] = {
 }
 
 
-def make_strategy(
-    config: StrategyConfig, *, form: UpdateFormat, run: str, roster: Mapping[int, str], keys: Keys
+def make_strategy(  # noqa: PLR0913 - keyword-only
+    config: StrategyConfig,
+    *,
+    form: UpdateFormat,
+    trained: tuple[str, ...],
+    run: str,
+    roster: Mapping[int, str],
+    keys: Keys,
 ) -> Guarded:
     """The strategy that a federation file names.
 
     Args:
         config: Of the federation.
         form: Of updates and of changes of the shared parameters.
+        trained: Names of the shared parameters that an update holds.
         run: Id of the run.
         roster: Name of the domain behind each node.
         keys: The coordinator's.
@@ -106,7 +113,7 @@ def make_strategy(
     strategy.roster = dict(roster)
     strategy.weights = dict(config.weights)
     strategy.max_update_norm, strategy.needed = config.max_update_norm, config.needed
-    strategy.outcomes = {}
+    strategy.trained, strategy.outcomes = trained, {}
     strategy.keys, strategy.receipts = keys, {}
     strategy.form, strategy.whitening, strategy.holds, strategy.step = form, ArrayRecord(), {}, None
     return strategy

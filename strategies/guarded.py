@@ -74,10 +74,12 @@ class Guarded(FedAvg):
         roster: Name of the domain behind each node.
         weights: Declared public weight of each domain; 1 where absent.
         max_update_norm: Largest L2 norm of an accepted update.
+        trained: Names of the shared parameters that an update holds.
         needed: Accepted updates without which a round changes nothing.
         form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
-        holds: Digest of the shared parameters that each node whose last answer was accepted was asked about.
+        holds: Digest of the shared parameters that each node whose last answer was accepted has, the latest of them
+            from which others follow by a step.
         step: How the last round changed the shared parameters; for nodes that hold those before.
         keys: The coordinator's; sign every request.
         receipts: For the head of each node's last reply; sent along with its next request.
@@ -88,6 +90,7 @@ class Guarded(FedAvg):
     roster: Mapping[int, str]
     weights: Mapping[str, float]
     max_update_norm: float
+    trained: tuple[str, ...]
     needed: int
     form: UpdateFormat
     whitening: ArrayRecord
@@ -187,6 +190,7 @@ class Guarded(FedAvg):
             run=self.run,
             round=server_round,
             shapes={name: array.shape for name, array in self._shared.items()},
+            trained=self.trained,
             max_norm=self.max_update_norm,
             form=self.form,
         )
@@ -212,7 +216,11 @@ class Guarded(FedAvg):
             else:
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
-        self.holds = {message.metadata.src_node_id: self._digest for message, _ in accepted.values()}
+        nodes = [message.metadata.src_node_id for message, _ in accepted.values()]
+        if is_train or self.step is None or self._digest == self.step.after:
+            self.holds = dict.fromkeys(nodes, self._digest)
+        else:  # an average was looked at on the way: what the next round goes on from is nearer to what came before
+            self.holds = {node: self.holds[node] for node in nodes if node in self.holds}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
 

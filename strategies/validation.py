@@ -1,6 +1,6 @@
 """Judge one reply of one domain: accept it, or refuse it with the reason.
 
-    judge = ReplyJudge(run="r1", round=3, shapes={"head.weight": (384, 64)}, max_norm=100.0, form=UpdateFormat.INT8)
+    judge = ReplyJudge(run="r1", round=3, shapes={"head.weight": (384, 64)}, trained=names, max_norm=9.0, form=form)
     reply = judge.update(message.content, domain="books")     # RoundReply, or ReplyRefused
 
 Fails closed: a tensor that is missing, surplus, misshapen, of another format, with a wrong scale, not finite or too
@@ -31,6 +31,7 @@ class ReplyJudge:
         run: Of the federation.
         round: That was asked for.
         shapes: Of every shared parameter, by name.
+        trained: Those of them that an update holds.
         max_norm: Largest L2 norm of an update, once decoded.
         form: What updates are encoded as.
     """
@@ -38,6 +39,7 @@ class ReplyJudge:
     run: str
     round: int
     shapes: dict[str, tuple[int, ...]]
+    trained: tuple[str, ...]
     max_norm: float
     form: UpdateFormat
 
@@ -53,14 +55,15 @@ class ReplyJudge:
             ReplyRefused: If the reply breaks a rule, or is the domain's own refusal.
 
         Guarantees:
-            - An accepted update came with exactly the shared parameters, in their shapes and the run's format.
+            - An accepted update came with exactly the trained parameters, in their shapes and the run's format; of the
+              others it is zero.
             - Decoded, it is float32 and finite.
             - Decoded, its L2 norm, computed in float64, is at most `max_norm`.
         """
         reply = self._envelope(content, domain)
-        if reply.arrays.keys() != self.shapes.keys():
-            odd = sorted(reply.arrays.keys() ^ self.shapes.keys())
-            raise ReplyRefused(f"the update must hold exactly the shared parameters; missing or surplus: {odd[:5]}")
+        if reply.arrays.keys() != set(self.trained):
+            odd = sorted(reply.arrays.keys() ^ set(self.trained))
+            raise ReplyRefused(f"the update must hold exactly the trained parameters; missing or surplus: {odd[:5]}")
         for name, array in reply.arrays.items():
             if array.shape != self.shapes[name]:
                 raise ReplyRefused(f"{name!r} has shape {array.shape}, expected {self.shapes[name]}")
@@ -77,7 +80,8 @@ class ReplyJudge:
             squares += float(np.square(array, dtype=np.float64).sum())
         if math.sqrt(squares) > self.max_norm:
             raise ReplyRefused(f"the update's norm {math.sqrt(squares):.4g} is above the limit {self.max_norm:g}")
-        return replace(reply, arrays=arrays, values={})
+        still = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items() if name not in arrays}
+        return replace(reply, arrays={**arrays, **still}, values={})
 
     def metric(self, content: RecordDict, *, domain: str) -> RoundReply:
         """A noisy evaluation that may be averaged; same rules as `update`."""

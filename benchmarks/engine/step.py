@@ -31,8 +31,9 @@ from isthmus.backbone import Backbone
 from isthmus.clients.bookkeeping import BookKeeping
 from isthmus.clients.catalogue_softmax import CatalogueSoftmax
 from isthmus.clients.gradients import Engine, OpacusHooks
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.rival_loss import rival_loss
-from isthmus.clients.trainer import PrivateOptimizer, micro_batches
+from isthmus.clients.trainer import micro_batches
 from isthmus.config import BackboneConfig, PrivacyPolicy
 from isthmus.privacy.noise import SecureRandomness
 from isthmus.privacy.plan import plan_for

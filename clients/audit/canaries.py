@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from isthmus.backbone import Backbone, shared_parameters
-from isthmus.clients import trainer
+from isthmus.clients import private_optimizer
 from isthmus.clients.audit.evidence import (
     Check,
     Evidence,
@@ -216,7 +216,7 @@ def _run(  # noqa: PLR0913 - what a run of the optimizer needs, keyword-only
     tensors = list(parameters.values())
     # A step of `divisor` moves a parameter by exactly the noisy sum: what leaves, in units of C.
     sgd = torch.optim.SGD(tensors, lr=policy.expected_batch)
-    optimizer = trainer.PrivateOptimizer(sgd, plan=plan, policy=policy, randomness=randomness)
+    optimizer = private_optimizer.PrivateOptimizer(sgd, plan=plan, policy=policy, randomness=randomness)
     users = np.flatnonzero(canaries.included)
     moved: list[list[NDArray[np.float64]]] = [[] for _ in tensors]
     for _ in range(steps):

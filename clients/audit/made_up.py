@@ -159,7 +159,7 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
                 break
             update = decode(Encoded(arrays=released.arrays, scales=released.values))
             seen.append(Round(arrays=arrays, update=update))
-            arrays = {name: arrays[name] + update[name] for name in arrays}
+            arrays = arrays | {name: arrays[name] + moved for name, moved in update.items()}
         return Transcript(
             rounds=tuple(seen),
             refusal=refusal,

@@ -9,7 +9,8 @@ would have added to it: the user's clipped gradient. How much of it is in the up
 gradients taken out by least squares, is the score.
 
 The domain's policy is kept but for two things: a round is one step (the onlooker sees every step, as the accountant
-assumes), and the divisor fits the number of planted users (it changes no guarantee).
+assumes), and the divisor fits the number of planted users (it changes no guarantee). Of the recipe, clipping is kept;
+optimizer, augmentation and choice of trained parameters are not: the onlooker knows plain gradients of all of them.
 
 Reference: Nasr et al., "Tight Auditing of Differentially Private Machine Learning", USENIX Security 2023 (white box).
 """
@@ -38,7 +39,16 @@ from isthmus.clients.audit.evidence import (
 from isthmus.clients.audit.made_up import Transcript, make_up_users, public_titles, run_vault
 from isthmus.clients.gradients import OpacusHooks
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
-from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, TrainingConfig
+from isthmus.config import (
+    Augment,
+    Clipping,
+    DomainConfig,
+    FederationConfig,
+    OptimizerName,
+    PrivacyPolicy,
+    Trained,
+    TrainingConfig,
+)
 from isthmus.privacy.empirical import area_under_curve, audit_scores, operating_point
 
 _CHUNK = 128
@@ -48,7 +58,8 @@ _SEES = (
 )
 _BLIND_TO = (
     "What only shows in a history that was made for it: users here are random, not the worst case, and share "
-    "directions with each other, so the bound stays well below the claim. Metrics, counts and heads are not attacked."
+    "directions with each other, so the bound stays well below the claim. Metrics, counts and heads are not attacked. "
+    "The recipe's optimizer, augmentation and choice of trained parameters are not used: all are trained, by SGD."
 )
 
 
@@ -99,6 +110,8 @@ def audit_planted(  # noqa: PLR0913 - keyword-only, each with a default that is 
     titles = public_titles(domain, most=items)
     rows = make_up_users(users, items=len(titles), length=length, generator=generator)
     included = generator.random(users) < 0.5
+    plain = {"optimizer": OptimizerName.SGD, "augment": Augment.NONE, "train": Trained.ALL, "rank": None}
+    federation = federation.model_copy(update={"training": federation.training.model_copy(update=plain)})
     with tempfile.TemporaryDirectory() as folder:
         transcript = run_vault(
             Path(folder) / "planted",
@@ -205,7 +218,12 @@ def _clipped_gradients(
         ]
     )
     raw[~np.isfinite(raw).all(axis=1)] = 0.0  # a user without a usable gradient adds nothing
-    clipped: NDArray[np.float64] = raw * np.minimum(1.0, clip / (np.linalg.norm(raw, axis=1, keepdims=True) + 1e-6))
+    norms = np.linalg.norm(raw, axis=1, keepdims=True)
+    if training.clipping is Clipping.AUTOMATIC:
+        factors = clip / (norms + 0.01)
+    else:
+        factors = np.minimum(1.0, clip / (norms + 1e-6))
+    clipped: NDArray[np.float64] = raw * factors
     return clipped
 
 

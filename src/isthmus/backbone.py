@@ -18,8 +18,9 @@ Hou et al., "Towards Universal Sequence Representation Learning for Recommender 
 Architecture", ICML 2020 (pre-LN).
 """
 
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.config import BackboneConfig
+from isthmus.config import BackboneConfig, Trained
 
 
 class Positions(nn.Module):
@@ -169,8 +170,26 @@ def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
 
 
 def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
-    """The parameters that travel and are trained under privacy, by name: the one place that says which."""
+    """The parameters that travel, and may be trained under privacy, by name: the one place that says which."""
     return dict(backbone.named_parameters())
+
+
+_TRAINED = {
+    Trained.ALL: ("*",),
+    Trained.ENDS: ("adaptor.*", "head.*"),
+    Trained.HEAD: ("head.*",),
+    Trained.LORA: (
+        "adaptor.weight",
+        *(f"blocks.*.{layer}.weight" for layer in ("query", "key", "value", "output")),
+        "head.weight",
+    ),
+}
+"""Patterns of names. Each has the head: it starts at zero, and until it moves nothing before it has a gradient."""
+
+
+def trained_parameters(names: Iterable[str], train: Trained) -> tuple[str, ...]:
+    """Those of the shared parameters that a recipe trains, in the same order; the others keep their first values."""
+    return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _TRAINED[train]))
 
 
 def load_shared(backbone: Backbone, arrays: Mapping[str, NDArray[np.float32]]) -> None:

@@ -20,13 +20,16 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.backbone import Backbone, shared_parameters
-from isthmus.clients import trainer
+from isthmus.backbone import Backbone, shared_parameters, trained_parameters
+from isthmus.clients import private_optimizer, trainer
 from isthmus.clients.data import Histories
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.rivals import find_rivals
-from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, make_training_set, train_round, user_losses
+from isthmus.clients.trainer import Batch, TrainingSet, make_training_set, train_round, user_losses
 from isthmus.config import (
+    Augment,
     BackboneConfig,
+    Clipping,
     DomainCompute,
     EngineName,
     FeatureConfig,
@@ -59,6 +62,11 @@ class Case:
     backbone: Backbone
     clip: float
 
+    @property
+    def views(self) -> NDArray[np.float64]:
+        """(users, 1 + positions) draws by which histories are augmented: each user's own, whoever else is there."""
+        return np.stack([np.random.default_rng([9, *row]).random(1 + SHAPE.positions) for row in self.rows])
+
     def without(self, user: int) -> "Case":
         """The same data set, one user fewer."""
         keep = [row for row in range(len(self.rows)) if row != user]
@@ -78,9 +86,10 @@ Mechanism = Callable[[Case], Tensor]
 
 @dataclass(frozen=True)
 class Silent:
-    """No noise, and a given batch: the sum itself can be looked at."""
+    """No noise, a given batch and given draws for its users' views: the sum itself can be looked at."""
 
     chosen: tuple[bool, ...]
+    views: NDArray[np.float64] | None = None
     private = False
 
     def noisy(self, values: NDArray[Floats], *, stddev: float, sensitivity: float) -> NDArray[Floats]:
@@ -92,6 +101,14 @@ class Silent:
         assert (count, probability) == (len(self.chosen), RATE), "every user takes part, at the policy's rate"
         return np.array(self.chosen, dtype=bool)
 
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """The given draws of whoever is in the batch, where it is those that are asked for; else the same each time."""
+        if self.views is not None:
+            views = self.views[np.array(self.chosen, dtype=bool)]
+            if views.size == count:
+                return views.ravel()
+        return np.random.default_rng(count).random(count)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
@@ -102,28 +119,30 @@ class Served:
     losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor] = user_losses
     device: str = "cpu"
     precision: Precision = Precision.FLOAT32
+    training: TrainingConfig = TRAINING
     tried: bool = True
     """Whether the round may first try whether users can be told apart; a mutant that cannot pass that goes without."""
 
     def __call__(self, case: Case) -> Tensor:
         """The sum that leaves."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "PrivateOptimizer", self.optimizer)
+            patch.setattr(private_optimizer, "PrivateOptimizer", self.optimizer)
             patch.setattr(trainer, "user_losses", self.losses)
             if not self.tried:
                 patch.setattr(trainer, "_require_separable", lambda *_: None)
+            augments = self.training.augment is not Augment.NONE
             update = train_round(
                 copy.deepcopy(case.backbone),
                 case.users(),
-                training=TRAINING,
+                training=self.training,
                 policy=policy_of(case),
                 plan=PLAN,
                 proximal_mu=0.0,
-                randomness=Silent(case.chosen),
+                randomness=Silent(case.chosen, case.views if augments else None),
                 compute=DomainCompute(engine=self.engine, device=self.device, precision=self.precision),
             )
         flat = np.concatenate([tensor.ravel() for tensor in update.values()]).astype(np.float64)
-        return torch.from_numpy(flat) * (-DIVISOR / TRAINING.learning_rate)
+        return torch.from_numpy(flat) * (-DIVISOR / self.training.learning_rate)
 
 
 def histories_of(rows: tuple[tuple[int, ...], ...]) -> Histories:
@@ -172,8 +191,8 @@ def randomise(backbone: Backbone, seed: int) -> Backbone:
     return backbone.double()
 
 
-def user_gradient(case: Case, row: tuple[int, ...]) -> Tensor:
-    """(parameters,) gradient of one user's loss, float64, by plain autograd, from the user's own history alone."""
+def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = TRAINING) -> Tensor:
+    """(trained parameters,) gradient of one user's loss, float64, by plain autograd, from the user's history alone."""
     backbone = copy.deepcopy(case.backbone).double()
     features = torch.from_numpy(case.features)
     rivals = find_rivals(histories_of((row,)), features, SHAPE, count=TRAINING.rivals, positions=TRAINING.positions)
@@ -186,7 +205,8 @@ def user_gradient(case: Case, row: tuple[int, ...]) -> Tensor:
             query = backbone(features[seen].double()[None])[0, -1]
             scores = features[others].double() @ query / TRAINING.temperature
             losses.append(functional.cross_entropy(scores[None], torch.tensor([others.index(row[at])])))
-    parameters = list(shared_parameters(backbone).values())
+    shared = shared_parameters(backbone)
+    parameters = [shared[name] for name in trained_parameters(shared, training.train)]
     if not losses:
         return torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
     gradients = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
@@ -198,18 +218,22 @@ def user_gradient(case: Case, row: tuple[int, ...]) -> Tensor:
     )
 
 
-def brute_force(case: Case) -> Tensor:
-    """(parameters,) sum over the batch of each user's gradient, clipped to C (the optimizer's 1e-6 included)."""
-    total = torch.zeros_like(user_gradient(case, ()))
+def brute_force(case: Case, training: TrainingConfig = TRAINING) -> Tensor:
+    """(trained parameters,) sum over the batch of each user's clipped gradient (the optimizer's 1e-6 included)."""
+    total = torch.zeros_like(user_gradient(case, (), training))
     for row in np.flatnonzero(case.chosen):
-        gradient = user_gradient(case, case.rows[row])
-        total += gradient * min(1.0, case.clip / (float(gradient.norm()) + 1e-6))
+        gradient = user_gradient(case, case.rows[row], training)
+        norm = float(gradient.norm())
+        automatic = training.clipping is Clipping.AUTOMATIC
+        total += gradient * (case.clip / (norm + 0.01) if automatic else min(1.0, case.clip / (norm + 1e-6)))
     return total
 
 
-def assert_matches_brute_force(make_sum: Mechanism, case: Case, *, tolerance: float) -> None:
+def assert_matches_brute_force(
+    make_sum: Mechanism, case: Case, *, tolerance: float, training: TrainingConfig = TRAINING
+) -> None:
     """The mechanism's sum is the loop's."""
-    expected = brute_force(case)
+    expected = brute_force(case, training)
     error = float((make_sum(case) - expected).norm()) / max(float(expected.norm()), case.clip)
     assert error <= tolerance, f"the sum is off by {error:.2e} of its length"
 

@@ -38,7 +38,8 @@ from torch.nn import functional
 from isthmus.backbone import Backbone
 from isthmus.clients import trainer
 from isthmus.clients.gradients import Samples, UserGradients
-from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, user_losses
+from isthmus.clients.private_optimizer import PrivateOptimizer
+from isthmus.clients.trainer import Batch, TrainingSet, user_losses
 from isthmus.config import EngineName, Precision
 from isthmus.errors import ConfigError, EngineError
 

@@ -31,8 +31,9 @@ from tests.clients.sensitivity import (
 )
 
 from isthmus.backbone import Backbone, shared_parameters
-from isthmus.clients import trainer
-from isthmus.clients.trainer import PrivateOptimizer, TrainingSet, make_batch, train_round, user_losses
+from isthmus.clients import private_optimizer, trainer
+from isthmus.clients.private_optimizer import PrivateOptimizer
+from isthmus.clients.trainer import TrainingSet, make_batch, train_round, user_losses
 from isthmus.config import TrainingConfig
 from isthmus.privacy.noise import Floats, Randomness, SeededRandomness
 from isthmus.records import Arrays
@@ -91,7 +92,7 @@ def run_round(
     """One round on a copy of the case's model."""
     policy = policy_of(case).model_copy(update={"steps_per_round": steps, "expected_batch": divisor})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "PrivateOptimizer", optimizer)
+        patch.setattr(private_optimizer, "PrivateOptimizer", optimizer)
         return train_round(
             copy.deepcopy(case.backbone),
             users or case.users(),

@@ -13,7 +13,17 @@ from tests.conftest import TinyDomain
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import vault as module
 from isthmus.clients.vault import Vault
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, UpdateFormat, load_domain
+from isthmus.config import (
+    Augment,
+    BackboneConfig,
+    Clipping,
+    FeatureConfig,
+    OptimizerName,
+    Trained,
+    TrainingConfig,
+    UpdateFormat,
+    load_domain,
+)
 from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
@@ -111,7 +121,12 @@ def test_an_update_is_charged_as_the_domains_own_policy_says(open_vault: Opener,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 1e6, "momentum": 0.99}, {"rivals": 1000, "positions": 1000, "temperature": 1e-9}],
+    [
+        {"learning_rate": 1e6, "momentum": 0.99},
+        {"rivals": 1000, "positions": 1000, "temperature": 1e-9},
+        {"clipping": Clipping.AUTOMATIC, "optimizer": OptimizerName.ADAM_BC, "augment": Augment.MASK},
+        {"train": Trained.LORA, "rank": 2, "augment": Augment.CROP},
+    ],
 )
 def test_nothing_in_a_recipe_changes_what_a_round_costs(
     open_vault: Opener, request_one: RoundRequest, changes: dict[str, float]

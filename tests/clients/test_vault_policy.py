@@ -10,7 +10,7 @@ from tests.conftest import TinyDomain
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients.vault import Vault
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
+from isthmus.config import BackboneConfig, FeatureConfig, Trained, TrainingConfig, load_domain
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
 from isthmus.packing import arrays_digest
@@ -230,6 +230,20 @@ def test_a_broken_policy_opens_no_vault(open_vault: Opener) -> None:
     """A rule that cannot be read is not a rule that does not hold."""
     with pytest.raises(ConfigError, match="unknown key `allow.least_nose`; did you mean `least_noise`"):
         open_vault("[allow]\nleast_nose = 3\n")
+
+
+def test_an_update_of_a_part_is_charged_as_that_part_and_may_be_all_that_is_allowed(
+    open_vault: Opener, asked: RoundRequest
+) -> None:
+    """Under rules that allow the head alone, a recipe that trains it is answered; the ledger names what left."""
+    vault = open_vault('[allow]\nlayers = ["head.*"]\n')
+    training = asked.recipe.training.model_copy(update={"train": Trained.HEAD})
+    request = dataclasses.replace(asked, recipe=asked.recipe.model_copy(update={"training": training}))
+    assert list(vault.release(Kind.UPDATE, request).payload.arrays) == ["head.weight"]
+    books = read_ledger(vault.ledger.path)
+    assert [books.layers[line.layers] for line in books.lines if isinstance(line, Charged)] == [("head.weight",)]
+    with pytest.raises(Refused, match="parameter "):
+        vault.release(Kind.UPDATE, dataclasses.replace(asked, round=2))
 
 
 def test_an_evaluation_is_charged_without_clip_and_layers(open_vault: Opener, asked: RoundRequest) -> None:

@@ -29,7 +29,8 @@ from torch import Tensor
 from isthmus.backbone import Backbone
 from isthmus.clients.evaluation import noisy_gain
 from isthmus.clients.gradients import UserGradients
-from isthmus.clients.trainer import Batch, PrivateOptimizer, TrainingSet, train_round, user_losses
+from isthmus.clients.private_optimizer import PrivateOptimizer
+from isthmus.clients.trainer import Batch, TrainingSet, train_round, user_losses
 from isthmus.config import PrivacyPolicy
 from isthmus.errors import BudgetExhausted, Refused
 from isthmus.privacy.accounting import Spending, epsilon, gaussian

@@ -22,8 +22,9 @@ from tests.clients.sensitivity import DIVISOR, PLAN, SIGMA, Case, Silent, make_c
 from tests.strategies.test_guarded import ROUND, asked, start
 
 from isthmus.backbone import Backbone
-from isthmus.clients import trainer
-from isthmus.clients.trainer import PrivateOptimizer, train_round
+from isthmus.clients import private_optimizer
+from isthmus.clients.private_optimizer import PrivateOptimizer
+from isthmus.clients.trainer import train_round
 from isthmus.config import BackboneConfig, TrainingConfig
 from isthmus.errors import ConfigError
 from isthmus.packing import from_array_record
@@ -266,7 +267,7 @@ def big_case() -> tuple[Case, Backbone]:
 def update_of(case: Case, randomness: noise.Randomness, optimizer: type[PrivateOptimizer]) -> Arrays:
     """One step of the real trainer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "PrivateOptimizer", optimizer)
+        patch.setattr(private_optimizer, "PrivateOptimizer", optimizer)
         return train_round(
             copy.deepcopy(case.backbone),
             case.users(),
@@ -283,6 +284,7 @@ def wrong_release(optimizer: type[PrivateOptimizer]) -> list[str]:
     case, _ = big_case()
     silent = update_of(case, Silent(case.chosen), optimizer=PrivateOptimizer)
     strategy, _ = start(weights={"books": 1.0, "games": 3.0}, roster={2: "books", 3: "games"})
+    strategy.trained = tuple(silent)
     shared = {name: np.zeros_like(array) for name, array in silent.items()}
     replies = []
     for domain, message in asked(strategy, shared).items():

@@ -27,6 +27,7 @@ AVERAGING = [StrategyName.FEDAVG, StrategyName.FEDADAM, StrategyName.FEDPROX]
 """Of the others, tests/strategies/test_robust.py."""
 
 Exact = dict[str, NDArray[np.float64]]
+TENSORS = ("a", "b")
 
 
 def draw(seed: int) -> Arrays:
@@ -40,7 +41,9 @@ def make(
 ) -> Guarded:
     """A strategy over two domains."""
     config = StrategyConfig(name=name, weights=dict(weights), server_learning_rate=RATE, proximal_mu=0.25)
-    return make_strategy(config, form=form, run="r1", roster={2: "books", 3: "games"}, keys=fresh_keys())
+    return make_strategy(
+        config, trained=TENSORS, form=form, run="r1", roster={2: "books", 3: "games"}, keys=fresh_keys()
+    )
 
 
 def one_round(strategy: Guarded, round_: int, shared: Arrays) -> Arrays:

@@ -33,6 +33,7 @@ RECIPE = Recipe(
 DOMAINS = ("ads", "books", "food", "games", "hotels", "music", "travel")
 ROBUST = [StrategyName.MEDIAN, StrategyName.TRIMMED_MEAN, StrategyName.KRUM]
 LARGEST = 50.0
+TENSORS = ("a", "b")
 
 
 def draw(seed: int, scale: float = 1.0) -> Arrays:
@@ -52,7 +53,9 @@ def aggregate(
     """The step that a round with these updates takes, and the strategy that took it."""
     config = StrategyConfig(name=name, max_update_norm=LARGEST, outliers=outliers)
     roster = dict(enumerate(DOMAINS, start=2))
-    strategy = make_strategy(config, form=UpdateFormat.FLOAT32, run="r1", roster=roster, keys=fresh_keys())
+    strategy = make_strategy(
+        config, trained=TENSORS, form=UpdateFormat.FLOAT32, run="r1", roster=roster, keys=fresh_keys()
+    )
     grid = InProcessGrid(ClientApp(), nodes=len(DOMAINS), run_config={})
     request = RoundRequest(run="r1", round=1, recipe=RECIPE)
     replies = []

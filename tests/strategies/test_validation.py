@@ -15,7 +15,7 @@ from isthmus.records import RoundReply
 from isthmus.strategies.validation import ReplyJudge
 
 SHAPES: dict[str, tuple[int, ...]] = {"head.weight": (3, 2), "norm.bias": (4,)}
-JUDGE = ReplyJudge(run="r1", round=3, shapes=SHAPES, max_norm=10.0, form=UpdateFormat.FLOAT32)
+JUDGE = ReplyJudge(run="r1", round=3, shapes=SHAPES, trained=tuple(SHAPES), max_norm=10.0, form=UpdateFormat.FLOAT32)
 GOOD = RoundReply(
     domain="books",
     run="r1",
@@ -237,3 +237,17 @@ def test_an_evaluation_without_a_figure_is_refused(missing: str) -> None:
     values = {name: value for name, value in METRIC.values.items() if name != missing}
     with pytest.raises(ReplyRefused, match="an evaluation holds"):
         JUDGE.metric(dataclasses.replace(METRIC, values=values).to_records(), domain="books")
+
+
+def test_an_update_of_a_part_holds_that_part_and_is_zero_elsewhere() -> None:
+    """Exactly the trained tensors are sent; whole updates are refused then, zeros or not."""
+    judge = dataclasses.replace(JUDGE, trained=("head.weight",))
+    part = dataclasses.replace(GOOD, arrays={"head.weight": GOOD.arrays["head.weight"]})
+    accepted = judge.update(part.to_records(), domain="books")
+    assert {name: array.shape for name, array in accepted.arrays.items()} == SHAPES
+    assert np.array_equal(accepted.arrays["head.weight"], GOOD.arrays["head.weight"])
+    assert not accepted.arrays["norm.bias"].any()
+    zeros = dataclasses.replace(GOOD, arrays={**GOOD.arrays, "norm.bias": np.zeros(4, np.float32)})
+    for wrong in (GOOD, zeros, dataclasses.replace(GOOD, arrays={"norm.bias": GOOD.arrays["norm.bias"]})):
+        with pytest.raises(ReplyRefused, match="exactly the trained parameters"):
+            judge.update(wrong.to_records(), domain="books")

@@ -23,13 +23,17 @@ from isthmus.config.domain import (
     load_domain,
 )
 from isthmus.config.federation import (
+    Augment,
     BackboneConfig,
+    Clipping,
     ComputeConfig,
     EvaluationConfig,
     FeatureConfig,
     FederationConfig,
+    OptimizerName,
     StrategyConfig,
     StrategyName,
+    Trained,
     TrainingConfig,
     UpdateFormat,
     load_federation,
@@ -37,7 +41,9 @@ from isthmus.config.federation import (
 )
 
 __all__ = [
+    "Augment",
     "BackboneConfig",
+    "Clipping",
     "ComputeConfig",
     "DomainCompute",
     "DomainConfig",
@@ -48,12 +54,14 @@ __all__ = [
     "Interactions",
     "Items",
     "Name",
+    "OptimizerName",
     "Precision",
     "PrivacyPolicy",
     "Split",
     "StrategyConfig",
     "StrategyName",
     "TableFormat",
+    "Trained",
     "TrainingConfig",
     "UpdateFormat",
     "load_domain",

@@ -86,6 +86,8 @@ class StrategyConfig(Section):
         proximal_mu: FedProx's mu.
         outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
             They count every domain alike, so declared weights are an error beside them.
+        average: Decay, from round to round, of the moving average of the shared parameters that is evaluated and
+            shipped in their place (De et al., 2022), while training goes on from themselves; 0 for no average.
     """
 
     name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
@@ -96,6 +98,7 @@ class StrategyConfig(Section):
     server_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     outliers: Annotated[int, Field(ge=1)] | None = None
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def needed(self) -> int:
@@ -120,17 +123,54 @@ class UpdateFormat(enum.StrEnum):
     INT8 = "int8"  # a quarter; one scale per tensor
 
 
+class Clipping(enum.StrEnum):
+    """How a user's gradient is brought to a norm of at most C."""
+
+    FLAT = "flat"  # longer ones to C, shorter ones as they are
+    AUTOMATIC = "automatic"  # all of them to about C: AUTO-S of Bu et al., NeurIPS 2023
+
+
+class OptimizerName(enum.StrEnum):
+    """What a domain makes of noisy gradients; forgotten at the end of a round."""
+
+    SGD = "sgd"
+    ADAM_BC = "adam_bc"  # DP-AdamBC of Tang, Shpilevskiy and Lecuyer, AAAI 2024
+
+
+class Augment(enum.StrEnum):
+    """What is done to a user's own history before a step looks at it: the operators of Xie et al., ICDE 2022."""
+
+    NONE = "none"
+    CROP = "crop"  # a part of it
+    MASK = "mask"  # some items without features
+    REORDER = "reorder"  # a part of it in another order
+
+
+class Trained(enum.StrEnum):
+    """Which parameters are trained, and carry noise; the others keep their first values. All keep the last layer."""
+
+    ALL = "all"
+    ENDS = "ends"  # the adaptor and the last layer
+    HEAD = "head"  # the last layer
+    LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
+
+
 class TrainingConfig(Section):
     """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
 
     Attributes:
         learning_rate: Step size of the local optimizer.
-        momentum: Of the local optimizer, in [0, 1).
+        momentum: Of the local optimizer `sgd`, in [0, 1).
         rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
             position whose next item is not among them carries no loss.
         temperature: Of the softmax over scores.
         positions: Last positions of a history that may carry a loss.
         update_format: What updates are rounded to, after the noise and without bias, before they cross.
+        clipping: How users' gradients are clipped; the bound C is the domain's own, whichever it is.
+        optimizer: What moves the parameters by noisy gradients.
+        augment: What is done to histories.
+        train: Which parameters move.
+        rank: Of the factors of `lora`.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
@@ -139,6 +179,23 @@ class TrainingConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.1
     positions: Annotated[int, Field(ge=1)] = 10
     update_format: Annotated[UpdateFormat, Field(strict=False)] = UpdateFormat.INT8
+    clipping: Annotated[Clipping, Field(strict=False)] = Clipping.FLAT
+    optimizer: Annotated[OptimizerName, Field(strict=False)] = OptimizerName.SGD
+    augment: Annotated[Augment, Field(strict=False)] = Augment.NONE
+    train: Annotated[Trained, Field(strict=False)] = Trained.ALL
+    rank: Annotated[int, Field(ge=1, le=256)] | None = None
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> Self:
+        if self.optimizer is not OptimizerName.SGD and self.momentum:
+            raise ValueError(f"`momentum` belongs to sgd; {self.optimizer} has its own, so leave it out")
+        if (self.train is Trained.LORA) != (self.rank is not None):
+            raise ValueError(
+                '`train = "lora"` needs the `rank` of its factors, 4 for example'
+                if self.rank is None
+                else f'`rank` belongs to `train = "lora"`; {self.train} has no factors, so leave it out'
+            )
+        return self
 
 
 class EvaluationConfig(Section):

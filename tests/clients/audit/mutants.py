@@ -3,8 +3,8 @@
     with served(HalvedNoise):
         evidence = audit_canaries(...)      # what it runs is the mutant
 
-Each is one mistake that has been made in real code. They replace `trainer.PrivateOptimizer`, the name under which both
-the trainer and the audits find it.
+Each is one mistake that has been made in real code. They replace `private_optimizer.PrivateOptimizer`, the name under
+which both the trainer and the audits find it.
 """
 
 import math
@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.clients import trainer
+from isthmus.clients import private_optimizer
 from isthmus.clients.gradients import UserGradients
-from isthmus.clients.trainer import PrivateOptimizer
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.privacy.noise import SeededRandomness
 
 
@@ -111,5 +111,5 @@ class Bursting(PrivateOptimizer):
 def served(optimizer: type[PrivateOptimizer]) -> Iterator[None]:
     """Train with another optimizer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "PrivateOptimizer", optimizer)
+        patch.setattr(private_optimizer, "PrivateOptimizer", optimizer)
         yield

@@ -22,7 +22,7 @@ from tests.clients.audit.mutants import (
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients.audit import AUDIT_POLICY, Evidence, audit_canaries
 from isthmus.clients.audit.evidence import FALSE_ALARM
-from isthmus.clients.trainer import PrivateOptimizer
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.config import BackboneConfig
 from isthmus.errors import ConfigError
 from isthmus.privacy.empirical import clopper_pearson, gaussian_epsilon, gaussian_ruled_out, right_guesses

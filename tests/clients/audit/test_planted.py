@@ -10,7 +10,7 @@ from tests.clients.audit.mutants import Bursting, HalvedNoise, LateClipping, Noi
 
 from isthmus.clients.audit import AUDIT_POLICY, Evidence, audit_planted
 from isthmus.clients.audit.made_up import make_up_users, run_vault
-from isthmus.clients.trainer import PrivateOptimizer
+from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.config import DomainConfig, FederationConfig, UpdateFormat
 from isthmus.errors import ConfigError, DataError
 from isthmus.privacy.accounting import epsilon

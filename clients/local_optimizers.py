@@ -1,0 +1,81 @@
+"""What moves a domain's parameters by noisy gradients; a round starts it anew and forgets it.
+
+    optimizer = local_optimizer(parameters, training, noise_stddev=sigma * clip / divisor)
+
+| name      | step                                                      | reference                               |
+|-----------|-----------------------------------------------------------|-----------------------------------------|
+| `sgd`     | rate * gradient, with momentum                            | Abadi et al., CCS 2016                  |
+| `adam_bc` | Adam's, the noise's variance taken off its second moment  | Tang, Shpilevskiy and Lecuyer, AAAI 2024 |
+
+All of it comes after the noise, so none of it changes a guarantee. State lives within one round: what a domain knew
+of earlier rounds would be sent neither up nor down, and a domain that missed a round would be a different one.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.config import OptimizerName, TrainingConfig
+
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+
+
+class AdamBC(torch.optim.Optimizer):
+    """DP-AdamBC: Adam whose second moment is freed of what the noise is known to add to it.
+
+    Each coordinate of a noisy gradient has the noise's variance in its square. Adam divides by the root of that, and
+    so is SGD with another rate. Here the variance is subtracted; what is left is the gradient's own second moment,
+    and where too little is left to tell it from noise, a floor takes its place.
+
+    Args:
+        parameters: That are moved.
+        lr: Step size.
+        noise_stddev: Of the noise in each coordinate of a gradient: sigma C / divisor, a public constant.
+
+    Guarantees:
+        - With m and v the bias-corrected moments and s the noise's standard deviation, a step is
+          `lr m / (sqrt(max(v - s^2, s^2)) + 1e-8)`: the paper's algorithm 1 with the floor gamma' = s^2.
+        - Without noise it is Adam.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, noise_stddev: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self._variance = noise_stddev**2
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        del closure
+        first, second = _BETAS
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[parameter]
+                if not state:
+                    state |= {"steps": 0, "m": torch.zeros_like(parameter), "v": torch.zeros_like(parameter)}
+                state["steps"] += 1
+                state["m"].lerp_(parameter.grad, 1 - first)
+                state["v"].lerp_(parameter.grad.square(), 1 - second)
+                mean: Tensor = state["m"] / (1 - first ** state["steps"])
+                square: Tensor = state["v"] / (1 - second ** state["steps"])
+                own = (square - self._variance).clamp(min=self._variance)
+                parameter.sub_(group["lr"] * mean / (own.sqrt() + _EPS))
+
+
+def local_optimizer(
+    parameters: Iterable[nn.Parameter], training: TrainingConfig, *, noise_stddev: float
+) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, without memory.
+
+    Args:
+        parameters: That are trained.
+        training: Names it.
+        noise_stddev: Of each coordinate of the gradients that it will get.
+    """
+    if training.optimizer is OptimizerName.ADAM_BC:
+        return AdamBC(parameters, lr=training.learning_rate, noise_stddev=noise_stddev)
+    return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=training.momentum)
