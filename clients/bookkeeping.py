@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.backbone import Positions
+from isthmus.backbone import Positions, Recency
 from isthmus.clients.catalogue_softmax import CatalogueSoftmax
-from isthmus.clients.gradients import Losses, UserGradients
+from isthmus.clients.gradients import Losses, UserGradients, recency_gradient
 from isthmus.errors import EngineError
 
 _PRODUCT = 4_000_000
@@ -119,6 +119,12 @@ def _positions(use: _Use) -> Iterator[Entry]:
     yield Whole(layer.weight, use.slope)
 
 
+def _recency(use: _Use) -> Iterator[Entry]:
+    """For each age, what came back at a position meets the item that was so old there."""
+    layer: Any = use.layer
+    yield Whole(layer.weight, recency_gradient(layer, use.given, use.slope))
+
+
 def _catalogue(use: _Use) -> Iterator[Entry]:
     """The adaptor's gradient on the item side: what was kept of each prediction, and the hidden state that met it."""
     layer: Any = use.layer
@@ -130,6 +136,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     Positions: _positions,
+    Recency: _recency,
     CatalogueSoftmax: _catalogue,
 }
 """By exact type: a subclass may compute anything."""

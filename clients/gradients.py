@@ -20,7 +20,7 @@ from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.backbone import Positions
+from isthmus.backbone import Positions, Recency
 from isthmus.errors import EngineError
 
 Losses = Callable[[], Tensor]
@@ -178,3 +178,24 @@ def _positions_gradient(layer: Positions, activations: list[Tensor], backprops: 
     del activations
     missing = layer.weight.shape[0] - backprops.shape[1]
     return {layer.weight: functional.pad(backprops, (0, 0, 0, missing))}
+
+
+@register_grad_sampler(Recency)  # type: ignore[untyped-decorator]
+def _recency_gradient(layer: Recency, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Each user's gradient of the weights."""
+    return {layer.weight: recency_gradient(layer, activations[0], backprops)}
+
+
+def recency_gradient(layer: Recency, history: Tensor, slopes: Tensor) -> Tensor:
+    """(users, ages) gradients of the logarithms of the weights.
+
+    Args:
+        layer: Whose.
+        history: (users, positions, features) what went in.
+        slopes: (users, positions, features) the gradient of what came out.
+    """
+    weights, found = layer.weight.detach().exp(), slopes.new_zeros(len(slopes), len(layer.weight))
+    for age in range(min(len(weights), history.shape[1])):
+        met = slopes[:, age:] * history[:, : history.shape[1] - age]
+        found[:, age] = weights[age] * met.sum(dim=(1, 2))
+    return found

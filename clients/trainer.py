@@ -37,7 +37,7 @@ from isthmus.clients.local_optimizers import local_optimizer
 from isthmus.clients.part_training import TrainedPart
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder
-from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.config import DomainCompute, EngineName, LossName, Precision, PrivacyPolicy, TrainingConfig
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
@@ -134,7 +134,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
     )
     make = ENGINES[compute.engine]
     cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
-    losses = functools.partial(_losses, place, backbone, users, training.temperature)
+    losses = functools.partial(_losses, place, backbone, users, training)
     _require_separable(make, backbone, users, cut, functools.partial(losses, contextlib.nullcontext))
     with make(backbone) as engine:
         for _ in range(policy.steps_per_round):
@@ -153,14 +153,21 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
     return part.finish()
 
 
-def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
-    """Each user's loss: cross-entropy of the next item against its rivals, over the user's positions.
+def user_losses(
+    backbone: Backbone,
+    users: TrainingSet,
+    batch: Batch,
+    temperature: float,
+    name: LossName = LossName.CROSS_ENTROPY,
+) -> Tensor:
+    """Each user's loss: how far the next item is from the top of its rivals, over the user's positions.
 
     Args:
         backbone: Gives the query at each position.
         users: The domain's data.
         batch: Some of its users.
-        temperature: Of the softmax.
+        temperature: Of softmax or sigmoids.
+        name: Which loss.
 
     Returns:
         (users,); user i's entry depends on no other user.
@@ -171,7 +178,8 @@ def user_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperatur
     query = backbone(seen)  # (users, positions, features)
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
-    loss = rival_loss(query[valid], users.features, batch.rivals.items[event], batch.rivals.place[event], temperature)
+    rivals, own = batch.rivals.items[event], batch.rivals.place[event]
+    loss = rival_loss(query[valid], users.features, rivals, own, temperature, name)
     weighted = loss * batch.weight[valid].to(loss.dtype)
     return loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
 
@@ -258,13 +266,13 @@ def _losses(  # noqa: PLR0913, PLR0917 - filled in one after the other
     place: _Place,
     backbone: Backbone,
     users: TrainingSet,
-    temperature: float,
+    training: TrainingConfig,
     products: Callable[[], AbstractContextManager[object]],
     batch: Batch,
 ) -> Tensor:
     """Losses of a batch, computed where the backbone is."""
     with products():
-        return user_losses(backbone, users, place.send(batch), temperature)
+        return user_losses(backbone, users, place.send(batch), training.temperature, training.loss)
 
 
 def _require_separable(

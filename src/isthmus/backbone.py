@@ -5,8 +5,9 @@
     scores = query[:, -1] @ catalogue.T    # (users, items)
 
 It starts as the training-free text prior, a decayed sum of the last items' features scaled to length
-1, and learns a residual around it: `query = prior + head(encoder(adaptor(history)))`, where the head starts at
-zero. So an untrained backbone *is* the prior, and can be compared with it at every round.
+1. It learns how much each of these items counts (`recency`, a weight for each age), and a residual around that:
+`query = prior + head(encoder(adaptor(history)))`, where the head starts at zero. So an untrained backbone *is* the
+prior, and can be compared with it at every round.
 
 Every parameter is met once per user in the forward pass (no tied weights, no in-batch statistics,
 no whole-catalogue tensor in a hooked layer), which is what exact per-user clipping needs. The
@@ -41,6 +42,23 @@ class Positions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(users, positions, width) to the same shape; histories may be shorter than the table."""
         return x + self.weight[: x.shape[1]]
+
+
+class Recency(nn.Module):
+    """Adds up the latest items of a history, with a learned weight for each age.
+
+    Args:
+        items: How many of them count.
+        decay: Weight of an item / weight of the one after it, at first.
+    """
+
+    def __init__(self, items: int, decay: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(items) * math.log(decay))  # logarithms, from the latest item on
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(users, positions, features) to the same shape; row t has seen items 0 to t."""
+        return recent_sum(history, self.weight.exp())
 
 
 class Block(nn.Module):
@@ -92,6 +110,7 @@ class Backbone(nn.Module):
     def __init__(self, features: int, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.recency = Recency(config.prior_items, config.prior_decay)
         self.adaptor = nn.Linear(features, config.width)
         self.positions = Positions(config.positions, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -143,8 +162,8 @@ class Backbone(nn.Module):
         return x
 
     def prior(self, history: Tensor) -> Tensor:
-        """The text prior: as `text_prior`, of this backbone's shape."""
-        return text_prior(history, self.config)
+        """The text prior, with the weights that were learned: (users, positions, features) to the same shape."""
+        return _direction(self.recency(history))
 
 
 def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
@@ -157,15 +176,31 @@ def text_prior(history: Tensor, config: BackboneConfig) -> Tensor:
     Returns:
         (users, positions, features); row t has seen items 0 to t.
     """
+    ages = torch.arange(config.prior_items, device=history.device, dtype=history.dtype)
+    return _direction(recent_sum(history, history.new_tensor(config.prior_decay) ** ages))
+
+
+def recent_sum(history: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the latest items at each position.
+
+    Args:
+        history: (users, positions, features).
+        weights: (ages,) from the latest item on; older ones count nothing.
+
+    Returns:
+        (users, positions, features); row t has seen items 0 to t.
+    """
     steps = torch.arange(history.shape[1], device=history.device)
     age = steps[:, None] - steps[None, :]  # (positions, positions), age of column's item at row
-    weight = torch.where(
-        (age >= 0) & (age < config.prior_items),
-        history.new_tensor(config.prior_decay) ** age.to(history.dtype),
-        history.new_zeros(()),
-    )
-    total: Tensor = torch.einsum("ts,bsf->btf", weight, history)
-    scaled: Tensor = total / (total.norm(dim=2, keepdim=True) + 1e-6)
+    counts = (age >= 0) & (age < len(weights))
+    spread = torch.where(counts, weights[age.clamp(0, len(weights) - 1)], weights.new_zeros(()))
+    total: Tensor = torch.einsum("ts,bsf->btf", spread.to(history.dtype), history)
+    return total
+
+
+def _direction(total: Tensor) -> Tensor:
+    """The same vectors (..., features) at length 1; zero stays zero."""
+    scaled: Tensor = total / (total.norm(dim=-1, keepdim=True) + 1e-6)
     return scaled
 
 
@@ -176,6 +211,7 @@ def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
 
 _TRAINED = {
     Trained.ALL: ("*",),
+    Trained.RECENCY: ("recency.*",),
     Trained.ENDS: ("adaptor.*", "head.*"),
     Trained.HEAD: ("head.*",),
     Trained.LORA: (
@@ -184,7 +220,8 @@ _TRAINED = {
         "head.weight",
     ),
 }
-"""Patterns of names. Each has the head: it starts at zero, and until it moves nothing before it has a gradient."""
+"""Patterns of names. Whatever is behind the head comes with it: the head starts at zero, and until it moves nothing
+before it has a gradient."""
 
 
 def trained_parameters(names: Iterable[str], train: Trained) -> tuple[str, ...]:

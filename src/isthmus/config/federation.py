@@ -123,6 +123,13 @@ class UpdateFormat(enum.StrEnum):
     INT8 = "int8"  # a quarter; one scale per tensor
 
 
+class LossName(enum.StrEnum):
+    """How an item is told from its rivals."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    NDCG = "ndcg"  # smoothed NDCG, ApproxNDCG of Qin, Liu and Li, Information Retrieval 2010
+
+
 class Clipping(enum.StrEnum):
     """How a user's gradient is brought to a norm of at most C."""
 
@@ -147,9 +154,10 @@ class Augment(enum.StrEnum):
 
 
 class Trained(enum.StrEnum):
-    """Which parameters are trained, and carry noise; the others keep their first values. All keep the last layer."""
+    """Which parameters are trained, and carry noise; the others keep their first values."""
 
     ALL = "all"
+    RECENCY = "recency"  # how much each of the latest items counts: `prior_items` numbers
     ENDS = "ends"  # the adaptor and the last layer
     HEAD = "head"  # the last layer
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
@@ -163,7 +171,8 @@ class TrainingConfig(Section):
         momentum: Of the local optimizer `sgd`, in [0, 1).
         rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
             position whose next item is not among them carries no loss.
-        temperature: Of the softmax over scores.
+        loss: What a user's gradient is of.
+        temperature: Of the softmax over scores; of the sigmoids of `ndcg`.
         positions: Last positions of a history that may carry a loss.
         update_format: What updates are rounded to, after the noise and without bias, before they cross.
         clipping: How users' gradients are clipped; the bound C is the domain's own, whichever it is.
@@ -176,6 +185,7 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rivals: Annotated[int, Field(ge=2, le=1000)] = 50
+    loss: Annotated[LossName, Field(strict=False)] = LossName.CROSS_ENTROPY
     temperature: Annotated[float, Field(gt=0)] = 0.1
     positions: Annotated[int, Field(ge=1)] = 10
     update_format: Annotated[UpdateFormat, Field(strict=False)] = UpdateFormat.INT8
