@@ -90,7 +90,8 @@ def novelty(lists: NDArray[np.int64], counts: NDArray[np.integer[Any]]) -> NDArr
     bits = np.log2(counts.sum() + len(counts)) - np.log2(counts + 1.0)  # (items,)
     there = lists >= 0
     total: NDArray[np.float64] = np.where(there, bits[lists.clip(0)], 0.0).sum(axis=1)
-    return total / np.maximum(there.sum(axis=1), 1)
+    mean: NDArray[np.float64] = total / np.maximum(there.sum(axis=1), 1)
+    return mean
 
 
 def _check(lists: NDArray[np.int64], items: int) -> None:
