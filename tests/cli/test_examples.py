@@ -20,6 +20,8 @@ _ORDER = (
     "isthmus calibrate",
     "isthmus simulate",
     "isthmus recommend",
+    "isthmus evaluate",
+    "isthmus sweep",
     "isthmus fit",
     "isthmus audit",
     "isthmus verify",
