@@ -119,13 +119,14 @@ def _against_scale(study: Study, name: str, conditions: tuple[Condition, ...], f
     places = list(range(len(conditions)))
     told = []
     with canvas(WIDTH, 236) as (drawing, axes):
-        for method, (colour, marker, stroke) in _LINES.items():
+        for number, (method, (colour, marker, stroke)) in enumerate(_LINES.items()):
             if method not in conditions[0].methods:
                 continue
+            beside = [place + 0.05 * (number - 1) for place in places]  # so that no interval hides another
             figures = [condition.methods[method].metrics["ndcg@10"] for condition in conditions]
             means = [one.mean for one in figures]
-            axes.vlines(places, [f.ci95[0] for f in figures], [f.ci95[1] for f in figures], color=colour, alpha=0.35)
-            axes.plot(places, means, color=colour, marker=marker, linestyle=stroke, label=METHODS[method])
+            axes.vlines(beside, [f.ci95[0] for f in figures], [f.ci95[1] for f in figures], color=colour, alpha=0.35)
+            axes.plot(beside, means, color=colour, marker=marker, linestyle=stroke, label=METHODS[method])
             told.append(f"{METHODS[method]} {', '.join(map(numbers.score, means))}")
         local = [condition.methods[condition.best_local].metrics["ndcg@10"].mean for condition in conditions]
         axes.plot(places, local, color=ORANGE, marker="s", linestyle="-.", label="Best local method")
@@ -133,7 +134,7 @@ def _against_scale(study: Study, name: str, conditions: tuple[Condition, ...], f
         labels = ["no noise" if condition.noise == "none" else f"{condition.at:g}" for condition in conditions]
         axes.set_xticks(places, labels)
         axes.grid(axis="y")
-        axes.margins(x=0.08, y=0.12)
+        axes.margins(x=0.12, y=0.12)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(f"{study.scale} (seeded, not private)")
         axes.set_ylabel("NDCG@10")
