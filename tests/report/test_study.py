@@ -52,6 +52,8 @@ def study() -> Study:
         private=False,
         raw=True,
         conditions=figures(observed, resamples=100, negatives=99),
+        transfers=(),
+        discrepancies=(),
         seconds=1.5,
     )
 

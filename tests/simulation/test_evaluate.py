@@ -38,7 +38,7 @@ def test_as_it_is_every_method_is_measured_and_federated_is_what_the_run_served(
     """All methods in each domain; those that the run measured itself have the figures of its own result."""
     study = evaluate(file, out=tmp_path / "out", scenario=Usual(), seeds=1, watcher=Silent())
     assert [one.domain for one in study.conditions] == ["books", "games"]
-    result = read_result(tmp_path / "out" / "seed-0" / "result.json")
+    result = read_result(tmp_path / "out" / "run" / "seed-0" / "result.json")
     for one in study.conditions:
         assert list(one.methods) == list(METHODS)
         assert set(one.differences) == set(METHODS) - set(LOCAL)
@@ -54,7 +54,7 @@ def test_as_it_is_every_method_is_measured_and_federated_is_what_the_run_served(
 
 def check_new_domain(study: Study, out: Path, file: Path) -> None:
     """The promises of a new domain: no part in the run, nobody measured who supported, one set of users."""
-    run = out / "seed-0"
+    run = out / "run" / "seed-0"
     assert set(read_result(run / "result.json").domains) == {"books"}
     assert not (run / "ledgers" / "games.db").exists()
     assert [one.at for one in study.conditions] == [0.0, 30.0]
@@ -70,12 +70,12 @@ def test_a_new_domain_took_no_part_and_is_measured_on_other_users(file: Path, tm
     study = evaluate(file, out=tmp_path / "out", scenario=scenario, seeds=1, watcher=Silent())
     check_new_domain(study, tmp_path / "out", file)
     nobody, some = study.conditions
-    kept = kept_measured(tmp_path / "out" / "seed-0" / "measured" / "games-0-users.safetensors")
+    kept = kept_measured(tmp_path / "out" / "run" / "seed-0" / "measured" / "games-0-users.safetensors")
     assert kept is not None
     assert (kept.ranks["popularity"] == kept.races).all()  # a constant model is the worst one
     for method in ("local_only", "text_item_cf", "federated"):
         assert (kept.ranks[method] == kept.ranks["text_knn"]).all()
-    later = kept_measured(tmp_path / "out" / "seed-0" / "measured" / "games-30-users.safetensors")
+    later = kept_measured(tmp_path / "out" / "run" / "seed-0" / "measured" / "games-30-users.safetensors")
     assert later is not None
     assert (later.races == kept.races).all()
     assert (later.ranks["backbone"] == kept.ranks["backbone"]).all()  # frozen: support teaches the head alone
@@ -110,7 +110,7 @@ def test_item_cf_and_popularity_know_nothing_of_new_items(file: Path, tmp_path: 
     """They rank a hidden item behind everything that was met; text alone can find it."""
     study = evaluate(file, out=tmp_path / "out", scenario=NewItems(), seeds=1, ceiling=False, watcher=Silent())
     books = study.conditions[0]
-    kept = kept_measured(tmp_path / "out" / "seed-0" / "measured" / "books-new-items.safetensors")
+    kept = kept_measured(tmp_path / "out" / "run" / "seed-0" / "measured" / "books-new-items.safetensors")
     assert kept is not None
     hidden = 2  # of 24 items
     assert (kept.ranks["popularity"] > kept.races - hidden).all()

@@ -54,6 +54,7 @@ class ScenarioName(enum.StrEnum):
     NEW_DOMAIN = "new-domain"
     NEW_USERS = "new-users"
     NEW_ITEMS = "new-items"
+    TRANSFER = "transfer"
 
 
 def sweep(  # noqa: PLR0913, PLR0917 - options
@@ -139,6 +140,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - options
 def _scenario(name: ScenarioName, *, hold_out: str | None, users: list[int], events: list[int]) -> Any:
     """The scenario that the options describe; an option of another scenario is an error."""
     from isthmus.simulation.scenario_kinds import HeldOut, NewItems, NewUsers, Usual  # noqa: PLC0415 - as above
+    from isthmus.simulation.transfer import WhoHelpsWhom  # noqa: PLC0415 - as above
 
     given = {"--hold-out": hold_out is not None, "--users": bool(users), "--events": bool(events)}
     wanted = {ScenarioName.NEW_DOMAIN: ("--hold-out", "--users"), ScenarioName.NEW_USERS: ("--events",)}.get(name, ())
@@ -154,7 +156,7 @@ def _scenario(name: ScenarioName, *, hold_out: str | None, users: list[int], eve
         return HeldOut(domain=hold_out or "", users=tuple(sorted(users)))
     if name is ScenarioName.NEW_USERS:
         return NewUsers(events=tuple(sorted(events)))
-    return NewItems() if name is ScenarioName.NEW_ITEMS else Usual()
+    return {ScenarioName.NEW_ITEMS: NewItems, ScenarioName.TRANSFER: WhoHelpsWhom}.get(name, Usual)()
 
 
 def _print(study: Any, out: Path, *, as_json: bool) -> None:

@@ -100,6 +100,26 @@ class Condition(Part):
         return self
 
 
+class Transfer(Part):
+    """What one domain's part in training is worth to another domain; not by itself significant for one seed."""
+
+    source: Annotated[str, Field(description="Domain that trains, or does not.")]
+    target: Annotated[str, Field(description="Domain that is measured on.")]
+    mean: Annotated[float, Field(description="NDCG@10 of the shipped backbone, with minus without the source.")]
+    ci95: Annotated[Interval, Field(description="95% paired interval over users; it knows nothing of noise.")]
+    p_holm: Annotated[Share, Field(description="Paired randomisation test, adjusted for all pairs (Holm).")]
+
+
+class Discrepancy(Part):
+    """How far apart two domains are, in what the shipped backbone makes of their users."""
+
+    first: Annotated[str, Field(description="One domain.")]
+    second: Annotated[str, Field(description="The other.")]
+    a_distance: Annotated[float, Field(ge=0, le=2, description="Proxy A-distance: 0 alike, 2 always told apart.")]
+    mmd: Annotated[float, Field(description="Squared maximum mean discrepancy, unbiased, so it may be below 0.")]
+    coral: Annotated[NonNegative, Field(description="Distance of covariances.")]
+
+
 class Study(Part):
     """Everything that a study has to say."""
 
@@ -117,6 +137,10 @@ class Study(Part):
     private: Annotated[Literal[False], Field(description="A study is seeded; nothing in it is private.")]
     raw: Annotated[Literal[True], Field(description="All figures are exact figures of private data.")]
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1, description="In the order of the scale.")]
+    transfers: Annotated[tuple[Transfer, ...], Field(description="Who helps whom; empty where that was not asked.")]
+    discrepancies: Annotated[
+        tuple[Discrepancy, ...], Field(description="Between domains that took part; empty in a sweep.")
+    ]
     seconds: Annotated[
         NonNegative, Field(description="Wall-clock time of the last call. Differs between equal studies.")
     ]

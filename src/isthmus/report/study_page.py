@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isthmus.report import numbers
-from isthmus.report.figures import BLUE, GREY, INK, ORANGE, WIDTH, canvas, finished
+from isthmus.report.figures import BLUE, GREY, INK, ORANGE, WIDTH, canvas, finished, label
 from isthmus.report.page import MOST_DRAWN, finalize
 from isthmus.report.result import write_atomically
 from isthmus.report.study import METHODS, REFERENCES, Condition, Study, study_csv, warning, write_study
@@ -67,6 +68,7 @@ def render_study(study: Study) -> str:
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         warning=warning(study),
         domains=domains,
+        transfer_svg=Markup(_who_helps_whom(study) if len(names) <= MOST_DRAWN else ""),  # noqa: S704 - as below
         methods=METHODS,
         references=REFERENCES,
         metrics=_TABLE,
@@ -107,7 +109,7 @@ def study_table(study: Study) -> Table:
 def _domain(study: Study, name: str, at: int, *, drawn: bool) -> _Domain:
     conditions = tuple(condition for condition in study.conditions if condition.domain == name)
     svg = ""
-    if drawn and len(conditions) > 1:
+    if drawn and study.scale is not None and len(conditions) > 1:
         svg = _against_scale(study, name, conditions, f"scale{at}")
     elif drawn:
         svg = _every_method(conditions[0], f"methods{at}")
@@ -141,6 +143,30 @@ def _against_scale(study: Study, name: str, conditions: tuple[Condition, ...], f
         axes.legend(fontsize=10, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=2)
     description = f"At {study.scale} {', '.join(labels)}: {'; '.join(told)}."
     return finished(drawing, figure, f"NDCG@10 against {study.scale} in {name}", description)
+
+
+def _who_helps_whom(study: Study) -> str:
+    """The matrix of transfers, sources down and targets across; empty without any."""
+    if not study.transfers:
+        return ""
+    sources = list(dict.fromkeys(one.source for one in study.transfers))
+    targets = list(dict.fromkeys(one.target for one in study.transfers))
+    worth = np.full((len(sources), len(targets)), np.nan)
+    for one in study.transfers:
+        worth[sources.index(one.source), targets.index(one.target)] = one.mean
+    most = float(np.nanmax(np.abs(worth))) or 1.0
+    with canvas(WIDTH, 90 + 34 * len(sources)) as (drawing, axes):
+        axes.imshow(worth, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+        for row, column in np.ndindex(worth.shape):
+            dark = abs(worth[row, column]) > 0.6 * most
+            text, colour = numbers.signed(float(worth[row, column])), "white" if dark else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=10, color=colour)
+        axes.set_xticks(range(len(targets)), [label(name) for name in targets], rotation=30, ha="right")
+        axes.set_yticks(range(len(sources)), [label(name) for name in sources])
+        axes.set_xlabel("helped")
+        axes.set_ylabel("trained too")
+    told = "; ".join(f"{one.source} to {one.target} {numbers.signed(one.mean)}" for one in study.transfers)
+    return finished(drawing, "transfer", "What each domain's part in training is worth to each", told + ".")
 
 
 def _every_method(condition: Condition, figure: str) -> str:

@@ -27,7 +27,7 @@ from isthmus.simulation.methods import methods_of
 from isthmus.simulation.noise_free import require_allowed
 from isthmus.simulation.prepare import Simulation
 from isthmus.simulation.run import Watcher
-from isthmus.simulation.scenario_kinds import Job, Scenario
+from isthmus.simulation.scenario_kinds import Job, Scenario, Trained
 from isthmus.simulation.study import (
     Observed,
     Study,
@@ -39,6 +39,7 @@ from isthmus.simulation.study import (
     recipe,
     trained,
 )
+from isthmus.simulation.transfer import discrepancies, transfers
 
 
 def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the command
@@ -73,25 +74,29 @@ def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the comman
     started = time.monotonic()
     about = {"kind": "evaluation", "scenario": scenario.about(), "ceiling": ceiling}
     study = open_study(file, out=out, seeds=seeds, rounds=rounds, about=about)
+    ceiling = ceiling and scenario.pools
     if ceiling:
         _require_no_objection(study)
-    trains = scenario.prepare(study, file)
     # Everything that can be refused is refused before anything is trained.
-    runs = [prepared(study, trains, seed=seed, folder=study.out / f"seed-{seed}") for seed in study.seeds]
+    runs = [
+        (name, prepared(study, trains, seed=seed, folder=study.out / name / f"seed-{seed}"))
+        for name, trains in scenario.prepare(study, file).items()
+        for seed in study.seeds
+    ]
     found: dict[tuple[str, str], list[tuple[Job, Measured]]] = {}
-    for number, simulation in enumerate(runs, start=1):
-        watcher.stage(f"run {number} of {len(runs)}, seed {simulation.federation.seed}")
-        for job, measured in _one_run(study, simulation, scenario, watcher, ceiling=ceiling):
+    spent: dict[str, tuple[float, float]] = {}
+    for number, (name, simulation) in enumerate(runs, start=1):
+        watcher.stage(f"run {number} of {len(runs)}: {name}, seed {simulation.federation.seed}")
+        for job, measured in _one_run(study, name, simulation, scenario, watcher, ceiling=ceiling):
             found.setdefault((job.domain, job.label), []).append((job, measured))
+        for domain, result in read_result(simulation.out / "result.json").domains.items():
+            spent.setdefault(domain, (result.epsilon, result.noise_multiplier))
     if not found:
         raise DataError(f"{file}: nobody can be measured on under scenario {scenario.words}")
-    spent = read_result(runs[0].out / "result.json").domains
-    observed = [
-        _observed(each, {name: (d.epsilon, d.noise_multiplier) for name, d in spent.items()}) for each in found.values()
-    ]
+    observed = [_observed(each, spent) for each in found.values()]
     order = {domain.name: at for at, domain in enumerate(study.domains)}
     observed.sort(key=lambda one: (order[one.domain], one.at or 0.0))
-    result = report.Study(
+    outcome = report.Study(
         schema_version=1,
         isthmus_version=isthmus.__version__,
         kind="evaluation",
@@ -106,10 +111,16 @@ def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the comman
         private=False,
         raw=True,
         conditions=figures(observed, resamples=study.federation.evaluation.bootstrap, negatives=negatives),
+        transfers=transfers(
+            {(job.domain, job.short): [m for _, m in each] for each in found.values() for job, _ in each[:1]},
+            [domain.name for domain in study.domains],
+            resamples=study.federation.evaluation.bootstrap,
+        ),
+        discrepancies=_distances(study, runs[0][1]),
         seconds=time.monotonic() - started,
     )
-    write_all(result, study.out)
-    return result
+    write_all(outcome, study.out)
+    return outcome
 
 
 def _require_no_objection(study: Study) -> None:
@@ -126,14 +137,15 @@ def _require_no_objection(study: Study) -> None:
             ) from None
 
 
-def _one_run(
-    study: Study, simulation: Simulation, scenario: Scenario, watcher: Watcher, *, ceiling: bool
+def _one_run(  # noqa: PLR0913 - the parts of a run
+    study: Study, name: str, simulation: Simulation, scenario: Scenario, watcher: Watcher, *, ceiling: bool
 ) -> list[tuple[Job, Measured]]:
     """Train, pool, fit and measure; what is finished is read."""
     shipped = trained(simulation, watcher)
     seed = simulation.federation.seed or 0
     taking_part = {domain.name: open_domain_data(domain) for domain in simulation.domains}
-    jobs = [job for job in scenario.jobs(study, taking_part, seed=seed, run=simulation.out) if len(job.task.users)]
+    finished = Trained(name=name, domains=taking_part, seed=seed, folder=simulation.out)
+    jobs = [job for job in scenario.jobs(study, finished) if len(job.task.users)]
     pooled: Backbone | None = None
     measured = []
     for job in jobs:
@@ -150,6 +162,12 @@ def _one_run(
             keep_measured(kept, file)
         measured.append((job, kept))
     return measured
+
+
+def _distances(study: Study, simulation: Simulation) -> tuple[report.Discrepancy, ...]:
+    """How far apart the domains of the first run are, under the backbone that it shipped."""
+    shipped = load_backbone(simulation.out / "backbone.safetensors")
+    return discrepancies(study, {domain.name: open_domain_data(domain) for domain in simulation.domains}, shipped)
 
 
 def _ceiling(  # noqa: PLR0913 - keyword-only

@@ -1,10 +1,10 @@
-"""The four scenarios of an evaluation: as it is, a new domain, new users, new items.
+"""The scenarios of an evaluation: as it is, a new domain, new users, new items.
 
     scenario = NewUsers(events=(1, 3, 5))
-    file = scenario.prepare(study, file)                               # what trains
-    jobs = scenario.jobs(study, taking_part, seed=0, run=folder)       # whom is measured on, knowing what
+    files = scenario.prepare(study, file)           # what trains, by name
+    jobs = scenario.jobs(study, trained)            # whom is measured on, knowing what
 
-How they draw is in `isthmus.simulation.scenarios`.
+How they draw is in `isthmus.simulation.scenarios`; who helps whom is in `isthmus.simulation.transfer`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,6 +54,27 @@ class Job:
     head: Path
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """A run that is finished.
+
+    Attributes:
+        name: Of what trained, as `Scenario.prepare` calls it.
+        domains: That took part, as training knew them.
+        seed: Of the run.
+        folder: Of the run.
+    """
+
+    name: str
+    domains: Mapping[str, DomainData]
+    seed: int
+    folder: Path
+
+
+RUN = "run"
+"""Name of what trains where there is one thing."""
+
+
 class Scenario(Protocol):
     """What is hidden from training, and whom is measured on."""
 
@@ -67,15 +88,20 @@ class Scenario(Protocol):
         """What conditions are ordered by."""
         ...
 
+    @property
+    def pools(self) -> bool:
+        """Whether a ceiling is of any use."""
+        ...
+
     def about(self) -> Mapping[str, object]:
         """Everything that makes it this scenario, in plain values."""
         ...
 
-    def prepare(self, study: Study, file: Path) -> Path:
-        """The federation file that trains."""
+    def prepare(self, study: Study, file: Path) -> Mapping[str, Path]:
+        """The federation files that train, by name."""
         ...
 
-    def jobs(self, study: Study, taking_part: Mapping[str, DomainData], *, seed: int, run: Path) -> Sequence[Job]:
+    def jobs(self, study: Study, trained: Trained) -> Sequence[Job]:
         """Every measurement of one run."""
         ...
 
@@ -86,23 +112,17 @@ class Usual:
 
     words = "the federation as it is"
     scale = None
+    pools = True
 
     def about(self) -> Mapping[str, object]:
         """As `Scenario.about`."""
         return {"name": "usual"}
 
-    def prepare(self, study: Study, file: Path) -> Path:  # noqa: ARG002 - nothing differs
+    def prepare(self, study: Study, file: Path) -> Mapping[str, Path]:  # noqa: ARG002 - nothing differs
         """The file itself."""
-        return file
+        return {RUN: file}
 
-    def jobs(
-        self,
-        study: Study,
-        taking_part: Mapping[str, DomainData],
-        *,
-        seed: int,  # noqa: ARG002 - draws nothing
-        run: Path,
-    ) -> Sequence[Job]:
+    def jobs(self, study: Study, trained: Trained) -> Sequence[Job]:
         """As `Scenario.jobs`."""
         most = study.federation.evaluation.max_users
         return [
@@ -113,9 +133,9 @@ class Usual:
                 at=None,
                 known=data,
                 task=usual_task(data, most=most),
-                head=run / "heads" / name,
+                head=trained.folder / "heads" / name,
             )
-            for name, data in taking_part.items()
+            for name, data in trained.domains.items()
         ]
 
 
@@ -131,6 +151,7 @@ class HeldOut:
     domain: str
     users: tuple[int, ...]
     scale = "support users"
+    pools = True
 
     @property
     def words(self) -> str:
@@ -141,7 +162,7 @@ class HeldOut:
         """As `Scenario.about`."""
         return {"name": "new-domain", "domain": self.domain, "users": self.users}
 
-    def prepare(self, study: Study, file: Path) -> Path:  # noqa: ARG002
+    def prepare(self, study: Study, file: Path) -> Mapping[str, Path]:  # noqa: ARG002
         """The federation without the domain; refused here if it has too few users, or its policy is against it."""
         held = self._config(study)
         # It trains nothing with noise, but a policy that wants no unprotected simulation means this one, too.
@@ -149,14 +170,14 @@ class HeldOut:
         split = new_domain(open_domain_data(held), most=study.federation.evaluation.max_users)
         for users in self.users:
             split.support(users, seed=0)
-        return derive(study.federation, study.domains, to=study.out / "federation", without=self.domain)
+        return {RUN: derive(study.federation, study.domains, to=study.out / "federation", without=self.domain)}
 
-    def jobs(self, study: Study, taking_part: Mapping[str, DomainData], *, seed: int, run: Path) -> Sequence[Job]:  # noqa: ARG002
+    def jobs(self, study: Study, trained: Trained) -> Sequence[Job]:
         """As `Scenario.jobs`."""
         split = new_domain(open_domain_data(self._config(study)), most=study.federation.evaluation.max_users)
         jobs = []
         for users in self.users:
-            support = split.support(users, seed=seed)
+            support = split.support(users, seed=trained.seed)
             jobs.append(
                 Job(
                     domain=self.domain,
@@ -165,7 +186,7 @@ class HeldOut:
                     at=float(users),
                     known=support,
                     task=split.task(support),
-                    head=run / f"support-{users}" / self.domain,
+                    head=trained.folder / f"support-{users}" / self.domain,
                 )
             )
         return jobs
@@ -189,33 +210,27 @@ class NewUsers:
     events: tuple[int, ...]
     words = "users that training never met"
     scale = "events known of a user"
+    pools = True
 
     def about(self) -> Mapping[str, object]:
         """As `Scenario.about`."""
         return {"name": "new-users", "events": self.events}
 
-    def prepare(self, study: Study, file: Path) -> Path:  # noqa: ARG002
+    def prepare(self, study: Study, file: Path) -> Mapping[str, Path]:  # noqa: ARG002
         """The federation without those users."""
         most = study.federation.evaluation.max_users
         hidden = {}
         for domain in study.domains:
             data = open_domain_data(domain)
             hidden[domain.name] = Withheld(users=ids(data, withheld_users(data, at_least=max(self.events), most=most)))
-        return derive(study.federation, study.domains, to=study.out / "federation", withheld=hidden)
+        return {RUN: derive(study.federation, study.domains, to=study.out / "federation", withheld=hidden)}
 
-    def jobs(
-        self,
-        study: Study,
-        taking_part: Mapping[str, DomainData],
-        *,
-        seed: int,  # noqa: ARG002 - the same users with every seed
-        run: Path,
-    ) -> Sequence[Job]:
+    def jobs(self, study: Study, trained: Trained) -> Sequence[Job]:
         """As `Scenario.jobs`."""
         most = study.federation.evaluation.max_users
         jobs = []
         for domain in study.domains:
-            full, known = open_domain_data(domain), taking_part[domain.name]
+            full, known = open_domain_data(domain), trained.domains[domain.name]
             new = withheld_users(full, at_least=max(self.events), most=most)
             jobs += [
                 Job(
@@ -225,7 +240,7 @@ class NewUsers:
                     at=float(events),
                     known=known,
                     task=new_user_task(known, full, new, events=events),
-                    head=run / "heads" / domain.name,
+                    head=trained.folder / "heads" / domain.name,
                 )
                 for events in self.events
             ]
@@ -238,32 +253,26 @@ class NewItems:
 
     words = "items that training never met"
     scale = None
+    pools = True
 
     def about(self) -> Mapping[str, object]:
         """As `Scenario.about`."""
         return {"name": "new-items"}
 
-    def prepare(self, study: Study, file: Path) -> Path:  # noqa: ARG002
+    def prepare(self, study: Study, file: Path) -> Mapping[str, Path]:  # noqa: ARG002
         """The federation without the events of those items."""
         hidden = {}
         for domain in study.domains:
             catalogue = open_domain_data(domain).catalogue
             hidden[domain.name] = Withheld(items=[catalogue.ids[at] for at in hidden_items(open_domain_data(domain))])
-        return derive(study.federation, study.domains, to=study.out / "federation", withheld=hidden)
+        return {RUN: derive(study.federation, study.domains, to=study.out / "federation", withheld=hidden)}
 
-    def jobs(
-        self,
-        study: Study,
-        taking_part: Mapping[str, DomainData],
-        *,
-        seed: int,  # noqa: ARG002 - the same items with every seed
-        run: Path,
-    ) -> Sequence[Job]:
+    def jobs(self, study: Study, trained: Trained) -> Sequence[Job]:
         """As `Scenario.jobs`."""
         most = study.federation.evaluation.max_users
         jobs = []
         for domain in study.domains:
-            full, known = open_domain_data(domain), taking_part[domain.name]
+            full, known = open_domain_data(domain), trained.domains[domain.name]
             jobs.append(
                 Job(
                     domain=domain.name,
@@ -272,7 +281,7 @@ class NewItems:
                     at=None,
                     known=known,
                     task=new_item_task(known, full, hidden_items(full), most=most),
-                    head=run / "heads" / domain.name,
+                    head=trained.folder / "heads" / domain.name,
                 )
             )
         return jobs

@@ -118,6 +118,8 @@ def sweep(  # noqa: PLR0913 - keyword-only, one for each option of the command
         private=False,
         raw=True,
         conditions=figures(observed, resamples=study.federation.evaluation.bootstrap, negatives=negatives),
+        transfers=(),
+        discrepancies=(),
         seconds=time.monotonic() - started,
     )
     write_all(result, study.out)
