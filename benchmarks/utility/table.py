@@ -1,6 +1,6 @@
 """The page of finished studies: what each condition served, and against what, with the bars that were set before.
 
-    python benchmarks/utility/table.py sweep/sweep.json new/evaluation.json --title "Office and Industrial" --out page.md
+    python benchmarks/utility/table.py sweep/sweep.json new/evaluation.json --title "Office, Industrial" --out page.md
 
 A STUDY is a JSON file that `isthmus evaluate` or `isthmus sweep` wrote. Figures are taken as they are.
 """

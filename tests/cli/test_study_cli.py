@@ -1,10 +1,12 @@
 """`isthmus evaluate` and `isthmus sweep`: several values at once, and one clear line for a mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
 import typer
 from tests.cli.called import Caller
+from tests.cli.test_help import examples
 from tests.conftest import TinyFederation
 
 from isthmus.cli.main import app
@@ -57,17 +59,37 @@ def test_a_mistake_gets_one_clear_error(
     assert called.out == ""
 
 
-def test_a_sweep_prints_its_table_and_where_the_report_is(
+def printed(verb: str, *, file: Path, out: Path) -> list[str]:
+    """The example at the end of a command's help, with another federation file and folder."""
+    _, *words = examples()[f"isthmus {verb}"].split()
+    words[words.index("isthmus-demo/federation.toml")] = str(file)
+    words[words.index("--out") + 1] = str(out)
+    return words
+
+
+def test_the_example_of_sweep_works_and_again_trains_nothing(
     tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
 ) -> None:
-    """One point: table, warning and report; the same command again trains nothing and prints the same."""
-    words = ("sweep", tiny_federation(rounds=1), "--out", tmp_path / "out", "--epsilon", "8")
+    """Table, warning and report; the same command again prints the same."""
+    words = printed("sweep", file=tiny_federation(), out=tmp_path / "out")
     first = isthmus(*words)
     assert first.code == 0, first.err
     assert "NOT private" in first.out
     assert "epsilon 8" in first.out
     assert str(tmp_path / "out" / "sweep.html") in first.out.replace("\n", "")
-    assert read_study(tmp_path / "out" / "sweep.json").runs == 1
+    assert read_study(tmp_path / "out" / "sweep.json").runs == 2
     again = isthmus(*words)
     assert again.out == first.out
     assert "fitting" not in again.err
+
+
+def test_the_example_of_evaluate_works_and_prints_json_for_machines(
+    tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """As printed, on tiny domains of which one has the name that the example holds out."""
+    file = tiny_federation(domains={"books": 40, "social": 140})
+    called = isthmus(*printed("evaluate", file=file, out=tmp_path / "out"), "--json")
+    assert called.code == 0, called.err
+    told = json.loads(called.out)
+    assert [(one["domain"], one["at"]) for one in told["conditions"]] == [("social", 0.0), ("social", 64.0)]
+    assert told["private"] is False

@@ -78,7 +78,7 @@ app.command(
 app.command(
     "sweep",
     cls=SeveralValues,
-    epilog="Example: isthmus sweep isthmus-demo/federation.toml --out sweep --rounds 1 --epsilon 2 8",
+    epilog="Example: isthmus sweep isthmus-demo/federation.toml --out sweep --rounds 1 --epsilon 4 8",
 )(sweep)
 app.command("demo", epilog="Example: isthmus demo isthmus-demo")(write_demo_federation)
 app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shopping/domain.toml")(calibrate)
