@@ -19,6 +19,10 @@ MUTANTS = {
     "the head reaches what is evaluated": ("clients/evaluation.py", "import isthmus.clients.blend"),
     "the ClientApp grows heavy": ("clients/app.py", "import isthmus.clients.vault"),
     "what asks a vault grows heavy": ("clients/remote.py", "import isthmus.clients.vault"),
+    "a business unit's vault reaches the runs without noise": (
+        "clients/serving.py",
+        "import isthmus.simulation.noise_free",
+    ),
     "the core imports a role": ("records.py", "import isthmus.privacy.gate"),
 }
 

@@ -9,7 +9,7 @@ on disk), `importing` (a domain folder from foreign files).
 
 from isthmus.clients.data.catalogue import Catalogue
 from isthmus.clients.data.domain import DataReport, DomainData, check_domain, fingerprint, load_domain_data
-from isthmus.clients.data.importing import ImportColumns, import_domain, propose_privacy
+from isthmus.clients.data.importing import ImportColumns, copy_interactions, import_domain, propose_privacy
 from isthmus.clients.data.kept import open_domain_data
 from isthmus.clients.data.splits import Histories
 
@@ -20,6 +20,7 @@ __all__ = [
     "Histories",
     "ImportColumns",
     "check_domain",
+    "copy_interactions",
     "fingerprint",
     "import_domain",
     "load_domain_data",

@@ -13,9 +13,8 @@ caller says what may be spent and how many users are *publicly* expected.
 """
 
 import contextlib
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from isthmus.clients.data.events import Columns, open_interactions
 from isthmus.clients.data.tables import Table, open_table
 from isthmus.config import DomainConfig, Interactions, Items, PrivacyPolicy, Split, TableFormat, load_domain
 from isthmus.errors import ConfigError
+from isthmus.settings import toml_value
 
 _LARGEST_BATCH = 4096  # users; beyond this a step costs more time than the lower noise is worth
 
@@ -213,23 +213,7 @@ def _explained(error: ValidationError) -> ConfigError:
 
 def _copy(source: DomainConfig, folder: Path) -> DomainConfig:
     """Write both tables and return the configuration that reads them there."""
-    pieces, names, _ = open_interactions(source)
-    with contextlib.ExitStack() as opened:
-        writer = None
-        for piece in pieces:
-            frame = _copied(piece, names)
-            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            if writer is None:
-                writer = opened.enter_context(pq.ParquetWriter(folder / "interactions.parquet", table.schema))
-            writer.write_table(table)
-    interactions = {
-        "path": "interactions.parquet",
-        **{column: column for column in ("user", "item")},
-        **({} if names.timestamp is None else {"timestamp": "timestamp"}),
-        **({} if names.event is None else {"event": "event"}),
-        **_given({"keep_events": source.interactions.keep_events}),
-    }
-
+    interactions = copy_interactions(source, folder)
     said = source.items
     wanted = list(dict.fromkeys([said.id, said.title, *template_columns(said.text)]))
     table = open_table(source.items_path, declared=said.format).read({name: name for name in wanted})
@@ -239,12 +223,47 @@ def _copy(source: DomainConfig, folder: Path) -> DomainConfig:
     items = {"path": "items.parquet", "id": said.id, "title": said.title, "text": said.text, "public": said.public}
     return DomainConfig(
         name=source.name,
-        interactions=Interactions.model_validate(interactions),
+        interactions=interactions,
         items=Items.model_validate(items),
         split=source.split,
         privacy=source.privacy,
         folder=folder,
     )
+
+
+def copy_interactions(
+    source: DomainConfig, folder: Path, *, without_users: Collection[str] = (), without_items: Collection[str] = ()
+) -> Interactions:
+    """Write a domain's events to `interactions.parquet`, as they are but for those of some users or items.
+
+    Args:
+        source: The domain.
+        folder: Where to; it must exist.
+        without_users: Ids of users of whom nothing is written.
+        without_items: Ids of items of which no event is written.
+
+    Returns:
+        The section of domain.toml that reads the copy.
+    """
+    pieces, names, _ = open_interactions(source)
+    users, items = pl.Series(list(without_users), dtype=pl.String), pl.Series(list(without_items), dtype=pl.String)
+    with contextlib.ExitStack() as opened:
+        writer = None
+        for piece in pieces:
+            frame = _copied(piece, names)
+            frame = frame.filter(~(frame["user"].is_in(users.implode()) | frame["item"].is_in(items.implode())))
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(folder / "interactions.parquet", table.schema))
+            writer.write_table(table)
+    values = {
+        "path": "interactions.parquet",
+        **{column: column for column in ("user", "item")},
+        **({} if names.timestamp is None else {"timestamp": "timestamp"}),
+        **({} if names.event is None else {"event": "event"}),
+        **_given({"keep_events": source.interactions.keep_events}),
+    }
+    return Interactions.model_validate(values)
 
 
 def _copied(piece: Table, names: Columns) -> pl.DataFrame:
@@ -281,16 +300,11 @@ _COMMENTS = {
 
 def _toml(config: DomainConfig) -> str:
     """The configuration as a commented domain.toml."""
-    lines = [f"name = {_value(config.name)}"]
+    lines = [f"name = {toml_value(config.name)}"]
     for section in ("interactions", "items", "split", "privacy"):
         lines += ["", f"# {_COMMENTS[section]}", f"[{section}]"]
         values = getattr(config, section).model_dump(mode="json", exclude_none=True)
         for key, value in values.items():
             comment = f"  # {_COMMENTS[key]}" if key in _COMMENTS else ""
-            lines.append(f"{key} = {_value(value)}{comment}")
+            lines.append(f"{key} = {toml_value(value)}{comment}")
     return "\n".join(lines) + "\n"
-
-
-def _value(value: object) -> str:
-    """A value as TOML: JSON writes strings, numbers, booleans and lists the same way."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

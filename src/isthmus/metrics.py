@@ -1,6 +1,7 @@
 """Score a ranking of the whole catalogue: rank of the held-out item, then HR, NDCG, MRR, then intervals.
 
     ranks = rank_targets(scores, targets, seen)     # one chunk of users at a time: no user's scores are kept
+    every = ranking_metrics(ranks, cutoffs=(5, 10, 20))
     result = summarise(np.concatenate(chunks), k=10, resamples=1000, seed=0)
     gain = paired_bootstrap_ci(ndcg_at_k(ours, 10), ndcg_at_k(theirs, 10), resamples=1000, seed=0)
 
@@ -122,6 +123,113 @@ def ndcg_at_k(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
     """
     _check_k(k)
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def recall_at_k(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Recall@k of each user with one relevant item: that is `hr_at_k`, under the name that other papers use.
+
+    Raises:
+        ValueError: If k is below 1.
+
+    >>> recall_at_k(np.array([1, 11]), 10)
+    array([1., 0.])
+    """
+    return hr_at_k(ranks, k)
+
+
+def precision_at_k(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Precision@k of each user with one relevant item: 1 / k where it is found, so never above that.
+
+    Raises:
+        ValueError: If k is below 1.
+
+    >>> precision_at_k(np.array([1, 11]), 10)
+    array([0.1, 0. ])
+    """
+    return hr_at_k(ranks, k) / k
+
+
+def f1_at_k(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Harmonic mean of precision@k and recall@k of each user with one relevant item: 2 / (k + 1), or 0.
+
+    Raises:
+        ValueError: If k is below 1.
+
+    >>> f1_at_k(np.array([1, 4]), 3)
+    array([0.5, 0. ])
+    """
+    return hr_at_k(ranks, k) * (2.0 / (k + 1))
+
+
+def ranking_metrics(ranks: NDArray[np.int64], cutoffs: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Every metric of each user, by name: `ndcg@10` and the like for each cut-off, and `mrr`.
+
+    Args:
+        ranks: (users,) ranks from 1.
+        cutoffs: In items.
+
+    Raises:
+        ValueError: If a cut-off is below 1.
+    """
+    named = {"hr": hr_at_k, "ndcg": ndcg_at_k, "recall": recall_at_k, "precision": precision_at_k, "f1": f1_at_k}
+    metrics = {f"{name}@{k}": metric(ranks, k) for name, metric in named.items() for k in cutoffs}
+    return {**metrics, "mrr": reciprocal_rank(ranks)}
+
+
+def sampled_ranks(
+    ranks: NDArray[np.int64], candidates: NDArray[np.int64], *, negatives: int, seed: int
+) -> NDArray[np.int64]:
+    """Ranks that the same scores would get among a few sampled negatives instead of the whole catalogue.
+
+    **Biased**: at small cut-offs sampled metrics are far above those of the whole catalogue, and can order methods
+    otherwise. They are for comparison with papers that sample (999 negatives in FedDCSR), and for nothing else.
+
+    No score is looked at again. Of the items in the race, rank - 1 are not below the target; a sample without
+    replacement holds a hypergeometric number of them, so that number is what is drawn.
+
+    Args:
+        ranks: (users,) ranks from 1 in the whole catalogue.
+        candidates: (users,) items in each user's race, the target included.
+        negatives: Sampled for each user; all there are, where there are fewer.
+        seed: Of the draw; one draw for each user, in their order.
+
+    Returns:
+        (users,) ranks from 1 to negatives + 1.
+
+    Raises:
+        ValueError: If a rank is not in [1, candidates], or negatives is below 1.
+
+    Reference: Krichene and Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020.
+
+    >>> sampled_ranks(np.array([1, 20]), np.array([20, 20]), negatives=5, seed=0)
+    array([1, 6])
+    """
+    if negatives < 1:
+        raise ValueError(f"negatives must be at least 1, got {negatives}")
+    if ranks.shape != candidates.shape or (ranks < 1).any() or (ranks > candidates).any():
+        raise ValueError("each rank must be in [1, candidates of its user]")
+    ahead, others = ranks - 1, candidates - 1
+    drawn = np.random.default_rng(seed).hypergeometric(ahead, others - ahead, np.minimum(negatives, others))
+    return 1 + drawn.astype(np.int64)
+
+
+def race_sizes(
+    seen: Sequence[NDArray[np.integer[Any]]], targets: NDArray[np.integer[Any]], *, items: int
+) -> NDArray[np.int64]:
+    """(users,) items that each target competes with, itself included: the catalogue less what is masked.
+
+    Args:
+        seen: Per user, the items of the history.
+        targets: (users,) held-out items.
+        items: Size of the catalogue.
+    """
+    return np.array(
+        [
+            items if target in history else items - np.unique(history).size
+            for history, target in zip(seen, targets, strict=True)
+        ],
+        dtype=np.int64,
+    )
 
 
 def reciprocal_rank(ranks: NDArray[np.int64]) -> NDArray[np.float64]:

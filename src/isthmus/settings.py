@@ -5,7 +5,9 @@ limits = read_settings(Path("limits.toml"), Limits)      # ConfigError: file, ke
 """
 
 import difflib
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -47,6 +49,25 @@ def read_settings(file: Path, model: type[_Model]) -> _Model:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(file, model, problem) for problem in error.errors())) from None
     return loaded
+
+
+def toml_value(value: object) -> str:
+    """A string, number, boolean or list as TOML: JSON writes them the same way."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_text(section: Section) -> str:
+    """Settings as the text of a file that `read_settings` reads to the same settings; absent values are left out."""
+    return "\n".join(_toml_lines(section.model_dump(mode="json", exclude_none=True), "")) + "\n"
+
+
+def _toml_lines(values: Mapping[str, Any], table: str) -> list[str]:
+    """Values of one table, then the tables in it."""
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            lines += ["", f"[{table}{key}]", *_toml_lines(inner, f"{table}{key}.")]
+    return lines
 
 
 def _explain(file: Path, model: type[Section], problem: Any) -> str:

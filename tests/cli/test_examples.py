@@ -61,6 +61,8 @@ _ELSEWHERE = {
     "isthmus invite": "needs a server that is up: tests/deployed/test_federation.py",
     "isthmus join": "needs a kit, and so a server: tests/deployed/test_federation.py",
     "isthmus leave": "needs a domain that has joined: tests/deployed/test_federation.py",
+    "isthmus evaluate": "trains the demo for a minute: tests/cli/test_study_cli.py runs it as printed on tiny domains",
+    "isthmus sweep": "trains the demo twice: tests/cli/test_study_cli.py runs it as printed on tiny domains",
     "isthmus server log": "needs a server that was up: tests/server/deploy/test_up.py",
 }
 """Examples that cannot run one after the other, and where the command is tested instead."""

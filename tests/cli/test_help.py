@@ -41,6 +41,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus doctor",
         "isthmus domain check",
         "isthmus domain import",
+        "isthmus evaluate",
         "isthmus fit",
         "isthmus invite",
         "isthmus join",
@@ -59,6 +60,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus server stop",
         "isthmus server up",
         "isthmus simulate",
+        "isthmus sweep",
         "isthmus vault",
         "isthmus verify",
     ]

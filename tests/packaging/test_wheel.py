@@ -32,6 +32,7 @@ def test_the_wheel_holds_every_role_as_files(built: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"isthmus"}
     assert {"isthmus/py.typed", "isthmus/report/result.schema.json", "isthmus/report/report.html"} <= set(names)
+    assert {"isthmus/report/study.schema.json", "isthmus/report/study.html"} <= set(names)
 
 
 def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from isthmus.cli.joining import invite, join, leave  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
 from isthmus.cli.server import server_app  # noqa: E402
+from isthmus.cli.study import SeveralValues, evaluate, sweep  # noqa: E402
 from isthmus.cli.vault import fit, vault  # noqa: E402
 from isthmus.errors import IsthmusError  # noqa: E402
 
@@ -68,6 +69,17 @@ def options(
 
 
 app.command("simulate", epilog="Example: isthmus simulate isthmus-demo/federation.toml --out run --rounds 2")(simulate)
+app.command(
+    "evaluate",
+    cls=SeveralValues,
+    epilog="Example: isthmus evaluate isthmus-demo/federation.toml --out evaluation --rounds 1 --scenario new-domain "
+    "--hold-out social --users 0 64",
+)(evaluate)
+app.command(
+    "sweep",
+    cls=SeveralValues,
+    epilog="Example: isthmus sweep isthmus-demo/federation.toml --out sweep --rounds 1 --epsilon 4 8",
+)(sweep)
 app.command("demo", epilog="Example: isthmus demo isthmus-demo")(write_demo_federation)
 app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shopping/domain.toml")(calibrate)
 app.command("recommend", epilog="Example: isthmus recommend --run run --domain dining --user dining-person-00003")(

@@ -99,7 +99,7 @@ def transfer_figure(result: Result, figure: str) -> str:
             _beside(axes, row, f"{numbers.signed(gain.ndcg)} {found.symbol}", mark.weight)
             low, high = (numbers.signed(bound) for bound in gain.ci95)
             told.append(f"{name} {numbers.signed(gain.ndcg)} ({low} to {high}), {found.words}")
-        axes.set_yticks(range(len(gains)), [_label(name) for name in gains])
+        axes.set_yticks(range(len(gains)), [label(name) for name in gains])
         _rows(axes, len(gains), ticks=4 if max(map(len, gains)) <= 9 else 2)
         axes.set_xlabel("\u2190 local better \u00b7 NDCG@10 \u00b7 transfer better \u2192")
     return finished(drawing, figure, "Transfer gain by domain, against the best local method", "; ".join(told) + ".")
@@ -255,7 +255,7 @@ def round_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A domain's name, safe and short enough for an axis."""
     shown = numbers.visible(name)
     return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "\u2026"

@@ -253,7 +253,7 @@ def canonical_bytes(result: Result, *, volatile: bool = True) -> bytes:
     Raises:
         RunError: If a number is NaN or infinite.
     """
-    content: dict[str, Any] = _rounded(result.model_dump(mode="python", by_alias=True))
+    content: dict[str, Any] = rounded(result.model_dump(mode="python", by_alias=True))
     if not volatile:
         for *parents, field in VOLATILE:
             holder = content
@@ -331,12 +331,12 @@ def write_atomically(content: bytes, path: str | Path) -> None:
             Path(name).unlink()
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """The same tree with every float at `SIGNIFICANT_DIGITS`; minus zero becomes zero."""
     if isinstance(value, float):
         return float(f"{value:.{SIGNIFICANT_DIGITS}g}") + 0.0
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return value
