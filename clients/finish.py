@@ -64,7 +64,10 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     alone = train_alone(users, data, backbone_config=recipe.backbone, training=recipe.training, seed=seed)
     scorer, local_scorer = BackboneScorer(shipped.backbone, users.features), BackboneScorer(alone, users.features)
     features = users.features.numpy()
-    head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed)
+    vetted = shipped.round > 0  # round 0 is the text prior: no released gain was above it
+    head = fit_head(
+        data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed, vetted=vetted
+    )
     save_head(head, folder)
     save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0))
     tested = np.flatnonzero(data.test >= 0)

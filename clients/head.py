@@ -39,7 +39,7 @@ CUTOFF = 10
 """Weights are chosen on NDCG at this cut-off, in items."""
 
 MIN_USERS = 30
-"""With fewer validation users nothing is compared: the text prior serves."""
+"""With fewer validation users nothing is compared: what other domains have vetted serves, or else the text prior."""
 
 MAX_USERS = 2000
 """Validation users looked at, drawn with the seed."""
@@ -124,6 +124,7 @@ def fit_head(
     backbone: Scorer | None,
     local_backbone: Scorer | None,
     seed: int,
+    vetted: bool = False,
 ) -> Head:
     """Choose weights and method on the domain's own validation items.
 
@@ -133,11 +134,13 @@ def fit_head(
         backbone: The federation's, frozen; absent means that there is nothing to transfer.
         local_backbone: One trained on this domain alone, if there is one.
         seed: Of the draw of validation users and of the paired bootstrap.
+        vetted: Whether the gains that domains released say that the backbone is above the text prior.
 
     Guarantees:
         - The served method's validation NDCG@10 is at least that of every local method, wherever any was
           compared.
-        - With fewer than `MIN_USERS` validation users the text prior serves.
+        - With fewer than `MIN_USERS` validation users nothing of their data decides: a vetted backbone serves, or else
+          the text prior.
         - The same data and seed give the same head.
     """
     users = np.flatnonzero(data.validation >= 0)
@@ -152,9 +155,12 @@ def fit_head(
     blends = {method: {signal: 1.0} for method, signal in _SINGLE.items()}
     if len(users) < MIN_USERS:
         blends |= {method: {Signal.TEXT: 1.0} for method in tuned}
+        served = backbone is not None and vetted
+        if served:
+            blends[Method.FEDERATED] = {Signal.BACKBONE: 1.0}
         return Head(
-            method=Method.TEXT_KNN,
-            verdict=Verdict.NO_TRANSFER,
+            method=Method.FEDERATED if served else Method.TEXT_KNN,
+            verdict=Verdict.TRANSFER if served else Verdict.NO_TRANSFER,
             best_local=Method.TEXT_KNN,
             blends=blends,
             validation={},
