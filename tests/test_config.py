@@ -142,6 +142,7 @@ def test_a_wrong_value_of_a_domain_is_named_with_its_rule(
         ("learning_rate = 0.5", "learning_rate = 0.0", "`training.learning_rate`: Input should be greater than 0"),
         ("learning_rate = 0.5", "learning_rate = 0.5\nmomentum = 1.0", "`training.momentum`"),
         ("learning_rate = 0.5", 'momentum = 0.5\noptimizer = "adam_bc"', "`momentum` belongs to sgd"),
+        ("learning_rate = 0.5", 'optimizer = "adam_bc"', "needs a `learning_rate` of its own, 0.001 for example"),
         ("learning_rate = 0.5", 'optimizer = "adam"', "`training.optimizer`: Input should be 'sgd' or 'adam_bc'"),
         ("learning_rate = 0.5", 'clipping = "none"', "`training.clipping`: Input should be 'flat' or 'automatic'"),
         ("learning_rate = 0.5", 'train = "lora"', "needs the `rank` of its factors"),

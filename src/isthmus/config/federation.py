@@ -167,7 +167,7 @@ class TrainingConfig(Section):
     """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
 
     Attributes:
-        learning_rate: Step size of the local optimizer.
+        learning_rate: Step size of the local optimizer; `adam_bc` has no default.
         momentum: Of the local optimizer `sgd`, in [0, 1).
         rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
             position whose next item is not among them carries no loss.
@@ -199,6 +199,11 @@ class TrainingConfig(Section):
     def _what_belongs_together(self) -> Self:
         if self.optimizer is not OptimizerName.SGD and self.momentum:
             raise ValueError(f"`momentum` belongs to sgd; {self.optimizer} has its own, so leave it out")
+        if self.optimizer is OptimizerName.ADAM_BC and "learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                '`optimizer = "adam_bc"` needs a `learning_rate` of its own, 0.001 for example: about how far a '
+                "coordinate moves in a step"
+            )
         if (self.train is Trained.LORA) != (self.rank is not None):
             raise ValueError(
                 '`train = "lora"` needs the `rank` of its factors, 4 for example'
