@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
@@ -49,6 +50,7 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     evaluation: EvaluationConfig,
     seed: int,
     folder: Path,
+    shared: Tensor | None = None,
 ) -> FinishedDomain:
     """Fit and save a domain's private head, and rank the test items under every method.
 
@@ -60,14 +62,14 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
         evaluation: How many users are looked at.
         seed: Of every draw in here.
         folder: Where the head is kept.
+        shared: (items, features) in the axes that the shipped backbone reads; those of `users` when absent.
     """
     alone = train_alone(users, data, backbone_config=recipe.backbone, training=recipe.training, seed=seed)
-    scorer, local_scorer = BackboneScorer(shipped.backbone, users.features), BackboneScorer(alone, users.features)
+    scorer = BackboneScorer(shipped.backbone, users.features if shared is None else shared)
+    local_scorer = BackboneScorer(alone, users.features)
     features = users.features.numpy()
     vetted = shipped.round > 0  # round 0 is the text prior: no released gain was above it
-    head = fit_head(
-        data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed, vetted=vetted
-    )
+    head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed, vetted=vetted)
     save_head(head, folder)
     save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0))
     tested = np.flatnonzero(data.test >= 0)

@@ -117,7 +117,7 @@ class Head:
         return Blend(signals=signals, weights=self.blends[method or self.method])
 
 
-def fit_head(
+def fit_head(  # noqa: PLR0913 - keyword-only after the data
     data: DomainData,
     *,
     features: NDArray[np.float32],

@@ -58,7 +58,7 @@ def train_alone(
     for _ in range(EPOCHS if len(judges) else 0):
         for chosen in _batches(len(users.histories), generator):
             batch = make_batch(users, chosen, positions=backbone_config.positions, losses=training.positions)
-            loss = user_losses(backbone, users, batch, training.temperature, training.loss).mean()
+            loss = user_losses(backbone, users, batch, training).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -12,7 +12,7 @@ the gradient are those of the obvious gather and product, and of
 | `ndcg`          | -1 / log2(1 + rank), rank = 1 + the sum over rivals j of sigmoid((s_j - s_t) / temperature) |
 
 The second is ApproxNDCG (Qin, Liu and Li, "A general approximation framework for direct optimization of information
-retrieval measures", Information Retrieval 2010): it looks at the top of the ranking, as what is measured in the end does.
+retrieval measures", Information Retrieval 2010): it looks at the top of the ranking, as what is measured does.
 """
 
 import math

@@ -37,7 +37,7 @@ from isthmus.clients.local_optimizers import local_optimizer
 from isthmus.clients.part_training import TrainedPart
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder
-from isthmus.config import DomainCompute, EngineName, LossName, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
@@ -157,8 +157,7 @@ def user_losses(
     backbone: Backbone,
     users: TrainingSet,
     batch: Batch,
-    temperature: float,
-    name: LossName = LossName.CROSS_ENTROPY,
+    training: TrainingConfig,
 ) -> Tensor:
     """Each user's loss: how far the next item is from the top of its rivals, over the user's positions.
 
@@ -166,8 +165,7 @@ def user_losses(
         backbone: Gives the query at each position.
         users: The domain's data.
         batch: Some of its users.
-        temperature: Of softmax or sigmoids.
-        name: Which loss.
+        training: Names the loss and its temperature.
 
     Returns:
         (users,); user i's entry depends on no other user.
@@ -179,7 +177,7 @@ def user_losses(
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
     rivals, own = batch.rivals.items[event], batch.rivals.place[event]
-    loss = rival_loss(query[valid], users.features, rivals, own, temperature, name)
+    loss = rival_loss(query[valid], users.features, rivals, own, training.temperature, training.loss)
     weighted = loss * batch.weight[valid].to(loss.dtype)
     return loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
 
@@ -272,7 +270,7 @@ def _losses(  # noqa: PLR0913, PLR0917 - filled in one after the other
 ) -> Tensor:
     """Losses of a batch, computed where the backbone is."""
     with products():
-        return user_losses(backbone, users, place.send(batch), training.temperature, training.loss)
+        return user_losses(backbone, users, place.send(batch), training)
 
 
 def _require_separable(

@@ -210,4 +210,4 @@ def _losses(transcript: Transcript, rows: NDArray[np.int64]) -> NDArray[np.float
     backbone = transcript.backbone(transcript.final)
     batch = make_batch(users, np.arange(len(rows)), positions=backbone.config.positions, losses=training.positions)
     with torch.inference_mode():
-        return user_losses(backbone, users, batch, training.temperature, training.loss).double().numpy()
+        return user_losses(backbone, users, batch, training).double().numpy()

@@ -33,6 +33,7 @@ from isthmus.config import (
     DomainCompute,
     EngineName,
     FeatureConfig,
+    LossName,
     Precision,
     PrivacyPolicy,
     TrainingConfig,
@@ -116,7 +117,7 @@ class Served:
 
     engine: EngineName = EngineName.BOOKKEEPING
     optimizer: type[DPOptimizer] = PrivateOptimizer
-    losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor] = user_losses
+    losses: Callable[[Backbone, TrainingSet, Batch, TrainingConfig], Tensor] = user_losses
     device: str = "cpu"
     precision: Precision = Precision.FLOAT32
     training: TrainingConfig = TRAINING
@@ -191,6 +192,14 @@ def randomise(backbone: Backbone, seed: int) -> Backbone:
     return backbone.double()
 
 
+def _loss(scores: Tensor, own: int, name: LossName) -> Tensor:
+    """Of one prediction, as the papers write it."""
+    if name is LossName.CROSS_ENTROPY:
+        return functional.cross_entropy(scores[None], torch.tensor([own]))
+    rank = 1 + torch.sigmoid(scores[torch.arange(len(scores)) != own] - scores[own]).sum()
+    return -1 / torch.log2(1 + rank)
+
+
 def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = TRAINING) -> Tensor:
     """(trained parameters,) gradient of one user's loss, float64, by plain autograd, from the user's history alone."""
     backbone = copy.deepcopy(case.backbone).double()
@@ -204,7 +213,7 @@ def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = T
             seen = list(row[max(0, len(row) - 1 - SHAPE.positions) : at])
             query = backbone(features[seen].double()[None])[0, -1]
             scores = features[others].double() @ query / TRAINING.temperature
-            losses.append(functional.cross_entropy(scores[None], torch.tensor([others.index(row[at])])))
+            losses.append(_loss(scores, others.index(row[at]), training.loss))
     shared = shared_parameters(backbone)
     parameters = [shared[name] for name in trained_parameters(shared, training.train)]
     if not losses:

@@ -87,11 +87,11 @@ def test_a_mask_hides_the_features_of_three_tenths() -> None:
     assert torch.equal(view.history, batch.history)
     assert torch.equal(view.weight, batch.weight)
     backbone = make_case(LENGTHS, seed=1).backbone
-    masked = user_losses(backbone, users, view, 0.1)
-    assert (masked != user_losses(backbone, users, batch, 0.1)).any()
+    masked = user_losses(backbone, users, view, TrainingConfig())
+    assert (masked != user_losses(backbone, users, batch, TrainingConfig())).any()
     blank = torch.cat([users.features, users.features.new_zeros(1, users.features.shape[1])])
     shown = dataclasses.replace(view, hidden=None, history=view.history.masked_fill(view.hidden, len(blank) - 1))
-    by_hand = user_losses(backbone, dataclasses.replace(users, features=blank), shown, 0.1)
+    by_hand = user_losses(backbone, dataclasses.replace(users, features=blank), shown, TrainingConfig())
     torch.testing.assert_close(masked, by_hand)
 
 

@@ -40,7 +40,7 @@ from isthmus.clients import trainer
 from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import Batch, TrainingSet, user_losses
-from isthmus.config import EngineName, Precision
+from isthmus.config import EngineName, Precision, TrainingConfig
 from isthmus.errors import ConfigError, EngineError
 
 
@@ -65,7 +65,7 @@ class Accumulated:
             chosen = np.flatnonzero(case.chosen)
             for some in trainer.micro_batches(np.minimum(users.histories.lengths()[chosen], SHAPE.positions)):
                 batch = trainer.make_batch(users, chosen[some], positions=SHAPE.positions, losses=TRAINING.positions)
-                losses = functools.partial(user_losses, backbone, users, batch, TRAINING.temperature)
+                losses = functools.partial(user_losses, backbone, users, batch, TRAINING)
                 optimizer.accumulate(engine.gradients(losses))
         return torch.cat([parameter.summed_grad.flatten().double() for parameter in optimizer.params])
 
@@ -145,9 +145,9 @@ class Scaled:
     user: int
     factor: float
 
-    def __call__(self, backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
+    def __call__(self, backbone: Backbone, users: TrainingSet, batch: Batch, training: TrainingConfig) -> Tensor:
         """As `user_losses`."""
-        losses = user_losses(backbone, users, batch, temperature)
+        losses = user_losses(backbone, users, batch, training)
         factors = np.ones(len(losses))
         factors[self.user] = self.factor
         return losses * torch.from_numpy(factors).to(losses.dtype)
@@ -231,12 +231,12 @@ class Unguarded(PrivateOptimizer):
         return factors
 
 
-def in_batch_losses(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
+def in_batch_losses(backbone: Backbone, users: TrainingSet, batch: Batch, training: TrainingConfig) -> Tensor:
     """Next items are told from those of the other users in the batch."""
     query = backbone(users.features[batch.history])
     valid = batch.weight > 0
     target = torch.from_numpy(users.histories.items.astype(np.int64))[batch.event[valid]]
-    scores = query[valid] @ users.features[target].T / temperature
+    scores = query[valid] @ users.features[target].T / training.temperature
     loss = functional.cross_entropy(scores, torch.arange(len(target)), reduction="none")
     return loss.new_zeros(valid.shape).masked_scatter(valid, loss * batch.weight[valid]).sum(dim=1)
 
@@ -259,7 +259,7 @@ def ghost_sum(case: Case) -> Tensor:
     backbone, users = copy.deepcopy(case.backbone), case.users()
     hooks = GradSampleHooksFastGradientClipping(backbone, loss_reduction="sum", max_grad_norm=case.clip)
     batch = trainer.make_batch(users, np.flatnonzero(case.chosen), positions=SHAPE.positions, losses=TRAINING.positions)
-    losses = user_losses(backbone, users, batch, TRAINING.temperature)
+    losses = user_losses(backbone, users, batch, TRAINING)
     losses.sum().backward(retain_graph=True)
     factor = hooks.get_clipping_coef().detach()
     hooks.disable_hooks()

@@ -24,7 +24,7 @@ from torch import Tensor
 from isthmus.clients import trainer
 from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
-from isthmus.config import Augment, Clipping, EngineName, OptimizerName, Trained, TrainingConfig
+from isthmus.config import Augment, Clipping, EngineName, LossName, OptimizerName, Trained, TrainingConfig
 from isthmus.privacy.noise import Randomness
 
 LENGTHS = [6, 3, 0, 9, 1, 5]
@@ -39,9 +39,12 @@ def choosing(**choices: object) -> TrainingConfig:
 
 AUTOMATIC = choosing(clipping=Clipping.AUTOMATIC)
 ENDS = choosing(train=Trained.ENDS)
+RECENCY, NDCG = choosing(train=Trained.RECENCY, loss=LossName.NDCG), choosing(loss=LossName.NDCG)
 CROP, MASK, REORDER = (choosing(augment=each) for each in (Augment.CROP, Augment.MASK, Augment.REORDER))
 CHOICES = {
     "automatic": AUTOMATIC,
+    "recency": RECENCY,
+    "ndcg": NDCG,
     "adam_bc": choosing(optimizer=OptimizerName.ADAM_BC),
     "crop": CROP,
     "mask": MASK,
@@ -88,13 +91,14 @@ class Inside:
 def test_one_user_moves_the_sum_by_at_most_c_under_every_choice(training: TrainingConfig) -> None:
     """Every user is removed once; C is well below the users' norms, so that most of them are clipped."""
     case = make_case(LENGTHS, seed=1)
-    case = dataclasses.replace(case, clip=case.clip / 4)
+    few = training.train is Trained.RECENCY  # parameters: shorter gradients
+    case = dataclasses.replace(case, clip=case.clip / (40 if few else 4))
     mechanism = Inside(training=training)
     assert_user_moves_at_most_c(mechanism, case, tolerance=EXACT)
     assert float(mechanism(case).norm()) > 0.5 * case.clip, "nobody adds anything: the bound was not tried"
 
 
-@pytest.mark.parametrize("training", [AUTOMATIC, ENDS, choosing(train=Trained.HEAD)], ids=["automatic", "ends", "head"])
+@pytest.mark.parametrize("training", [AUTOMATIC, ENDS, choosing(train=Trained.HEAD), RECENCY, NDCG])
 @pytest.mark.parametrize("engine", EngineName)
 def test_the_sum_is_the_loop_over_users_under_a_choice(training: TrainingConfig, engine: EngineName) -> None:
     """Against plain autograd, user by user: norms are those of the trained part, factors those of the paper."""
@@ -184,7 +188,8 @@ def test_the_check_catches_a_wrong_choice(
 ) -> None:
     """Each lets some user move the sum by more than C; the same recipe, made right, does not."""
     case = make_case(LONG, seed=6)
-    case = dataclasses.replace(case, clip=case.clip / 4)
+    few = training.train is Trained.RECENCY  # parameters: shorter gradients
+    case = dataclasses.replace(case, clip=case.clip / (40 if few else 4))
     right = dataclasses.replace(mutant, optimizer=PrivateOptimizer)
     assert_user_moves_at_most_c(right, case, tolerance=EXACT)
     for part, wrong in replaced.items():

@@ -403,4 +403,4 @@ def losses_of(backbone: Backbone, users: TrainingSet, chosen: list[int]) -> torc
     """Losses of some users in one batch."""
     batch = make_batch(users, np.array(chosen), positions=SHAPE.positions, losses=TRAINING.positions)
     with torch.no_grad():
-        return user_losses(backbone, users, batch, TRAINING.temperature)
+        return user_losses(backbone, users, batch, TRAINING)

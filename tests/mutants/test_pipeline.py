@@ -31,7 +31,7 @@ from isthmus.clients.evaluation import noisy_gain
 from isthmus.clients.gradients import UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import Batch, TrainingSet, train_round, user_losses
-from isthmus.config import PrivacyPolicy
+from isthmus.config import PrivacyPolicy, TrainingConfig
 from isthmus.errors import BudgetExhausted, Refused
 from isthmus.privacy.accounting import Spending, epsilon, gaussian
 from isthmus.privacy.budget import PrivacyBudget
@@ -151,11 +151,11 @@ def check_public_divisor(optimizer: type[PrivateOptimizer]) -> None:
 EVERYBODY = 8
 
 
-def losses_under_a_head(backbone: Backbone, users: TrainingSet, batch: Batch, temperature: float) -> Tensor:
+def losses_under_a_head(backbone: Backbone, users: TrainingSet, batch: Batch, training: TrainingConfig) -> Tensor:
     """Mutant: only users whose every item is popular count, by a popularity that was fitted on everybody."""
     counts = np.bincount(users.histories.items, minlength=len(users.features))
     popular = [bool((counts[row[row > 0].numpy()] >= EVERYBODY).all()) for row in batch.history]
-    return user_losses(backbone, users, batch, temperature) * torch.tensor(popular)
+    return user_losses(backbone, users, batch, training) * torch.tensor(popular)
 
 
 def check_no_state_without_dp(losses: Callable[[Backbone, TrainingSet, Batch, float], Tensor]) -> None:

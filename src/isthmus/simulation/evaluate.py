@@ -155,7 +155,7 @@ def _one_run(  # noqa: PLR0913 - the parts of a run
             if ceiling and pooled is None:
                 pooled = _ceiling(study, taking_part, shipped, seed=seed, out=simulation.out, watcher=watcher)
             watcher.stage(f"measuring {job.domain}: {job.label}")
-            domain = known(study, job.known, shipped)
+            domain = known(study, job.known, shipped, newcomer=job.domain not in taking_part)
             fit_private_head(study, domain, shipped, seed=seed, folder=job.head)
             methods = methods_of(domain, shipped=shipped, head=job.head, seed=seed, centralised=pooled)
             kept = measure(methods, job.task)

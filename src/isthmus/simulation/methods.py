@@ -47,11 +47,13 @@ class Known:
 
     Attributes:
         data: Users and events that training may know of.
-        features: (items, dim) whitened text features.
+        features: (items, dim) whitened text features, as the domain would have them by itself.
+        shared: The same in the axes that the shipped backbone reads.
     """
 
     data: DomainData
     features: NDArray[np.float32]
+    shared: NDArray[np.float32]
 
 
 def methods_of(
@@ -70,9 +72,9 @@ def methods_of(
         RunError: If the folder holds no head.
     """
     private = load_head(head)
-    features = torch.from_numpy(known.features)
+    features, shared = torch.from_numpy(known.features), torch.from_numpy(known.shared)
     alone = OncePerChunk(BackboneScorer(load_backbone(head / LOCAL_BACKBONE).backbone, features))
-    backbone = OncePerChunk(BackboneScorer(shipped.backbone, features))
+    backbone = OncePerChunk(BackboneScorer(shipped.backbone, shared))
     signals = _shared(known, backbone, alone)
     methods: dict[str, Scorer] = {
         "popularity": private.scorer(signals, Method.POPULARITY),
@@ -85,7 +87,7 @@ def methods_of(
         "federated": private.scorer(signals),
     }
     if centralised is not None:
-        ceiling = OncePerChunk(BackboneScorer(centralised, features))
+        ceiling = OncePerChunk(BackboneScorer(centralised, shared))
         served = fit_head(known.data, features=known.features, backbone=ceiling, local_backbone=alone, seed=seed)
         methods["centralised_backbone"] = ceiling
         methods["centralised"] = _served(served, known, ceiling, alone)

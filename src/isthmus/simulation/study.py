@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone, load_backbone
@@ -25,7 +26,7 @@ from isthmus.clients.trainer import make_training_set
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
 from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, RunError
-from isthmus.features import default_cache_dir, encode_texts
+from isthmus.features import default_cache_dir, encode_texts, fit_whitening, text_moments
 from isthmus.metrics import bootstrap_ci, ndcg_at_k, paired_bootstrap_ci, ranking_metrics, sampled_ranks
 from isthmus.packing import arrays_digest
 from isthmus.records import Recipe, recipe_of
@@ -122,15 +123,28 @@ def prepared(study: Study, file: Path, *, seed: int, folder: Path) -> Simulation
     return prepare(file, out=folder, rounds=study.rounds, seed=seed, backend="in-process")
 
 
-def known(study: Study, data: DomainData, shipped: ShippedBackbone) -> Known:
-    """A domain with its text features in the axes of a shipped backbone."""
+def known(study: Study, data: DomainData, shipped: ShippedBackbone, *, newcomer: bool = False) -> Known:
+    """A domain with its text features, in the axes of a shipped backbone.
+
+    Args:
+        study: Names the encoder's settings.
+        data: The domain.
+        shipped: The federation's backbone.
+        newcomer: Whether the domain's texts are not in the shipped whitening. Alone it would whiten on its own, so
+            that is what its local methods get, and the backbone, too, unless it has learned something about axes.
+    """
     encoded = encode_texts(
         data.catalogue.texts,
         shipped.features.encoder,
         cache_dir=default_cache_dir(),
         threads=study.federation.compute.threads,
     )
-    return Known(data=data, features=shipped.whitening.apply(encoded))
+    shared = shipped.whitening.apply(encoded)
+    if not newcomer:
+        return Known(data=data, features=shared, shared=shared)
+    settings = study.federation.features
+    own = fit_whitening([text_moments(encoded)], eps=settings.whitening_eps, dim=settings.dim).apply(encoded)
+    return Known(data=data, features=own, shared=shared if shipped.backbone.head.weight.any() else own)
 
 
 def recipe(study: Study, shipped: ShippedBackbone) -> Recipe:
@@ -151,6 +165,7 @@ def fit_private_head(study: Study, domain: Known, shipped: ShippedBackbone, *, s
         evaluation=study.federation.evaluation,
         seed=seed,
         folder=folder,
+        shared=torch.from_numpy(domain.shared),
     )
 
 
