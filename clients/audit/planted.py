@@ -233,7 +233,7 @@ def _raw_gradients(
     """(chosen, parameters) gradients of users' losses, unclipped."""
     batch = make_batch(users, chosen, positions=backbone.config.positions, losses=training.positions)
     with OpacusHooks(backbone) as engine:
-        found = engine.gradients(functools.partial(user_losses, backbone, users, batch, training.temperature))
+        found = engine.gradients(functools.partial(user_losses, backbone, users, batch, training))
     return torch.cat([sample.flatten(1) for sample in found.samples], dim=1).double().numpy()
 
 

@@ -60,7 +60,7 @@ def train_centralised(
     for _ in range(EPOCHS):
         for part, chosen in _batches(pool, generator):
             batch = make_batch(part.users, chosen, positions=backbone_config.positions, losses=training.positions)
-            loss = user_losses(backbone, part.users, batch, training.temperature).mean()
+            loss = user_losses(backbone, part.users, batch, training).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
