@@ -12,8 +12,8 @@ import this file.
 Every method is a blend: signals brought to one scale, weighted, added up. The weights are chosen on validation
 NDCG@10. With few users they are shrunk towards what is safe without tuning (the text prior; in the federated blend
 the shipped backbone): with n users the chosen weights count n / (n + 100). The blend with the backbone is served only
-where its lead over the domain's best local method is more than noise explains; else the best local method is served
-and the verdict is "no transfer".
+where it is ahead of the domain's best local method, and, unless other domains have vetted the backbone, by more than
+noise explains; else the best local method is served and the verdict is "no transfer".
 
 Below the verdict lies `isthmus.clients.blend`, which scores; this file only chooses.
 """
@@ -151,7 +151,7 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
         local.insert(1, Signal.LOCAL_BACKBONE)
     tuned = {Method.LOCAL_ONLY: local}
     if backbone is not None:
-        tuned[Method.FEDERATED] = [Signal.TEXT, Signal.BACKBONE, Signal.ITEM_CF, Signal.POPULARITY]
+        tuned[Method.FEDERATED] = [Signal.TEXT, Signal.BACKBONE, *local[1:]]  # all that is known, shared and local
     blends = {method: {signal: 1.0} for method, signal in _SINGLE.items()}
     if len(users) < MIN_USERS:
         blends |= {method: {Signal.TEXT: 1.0} for method in tuned}
@@ -173,7 +173,7 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
         for method, names in tuned.items()
     }
     ndcg = {method: contest.ndcg(weights) for method, weights in blends.items()}
-    method, best_local = choose(ndcg, seed=seed)
+    method, best_local = choose(ndcg, seed=seed, vetted=vetted)
     return Head(
         method=method,
         verdict=Verdict.TRANSFER if method is Method.FEDERATED else Verdict.NO_TRANSFER,
@@ -184,15 +184,17 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
     )
 
 
-def choose(ndcg: Mapping[Method, NDArray[np.float64]], *, seed: int) -> tuple[Method, Method]:
+def choose(ndcg: Mapping[Method, NDArray[np.float64]], *, seed: int, vetted: bool = False) -> tuple[Method, Method]:
     """Which method is served, and which local one is best.
 
-    The federated blend is served if the 90 % paired bootstrap interval of its lead over the best local method lies
-    above 0: a lead that chance gives one time in twenty.
+    A federated blend must be ahead of the best local method. If nobody has vetted its backbone, the 90 % paired
+    bootstrap interval of its lead must lie above 0, too: a lead that chance gives one time in twenty. That is too much
+    to ask of a few users about a backbone that others have found to be better.
 
     Args:
         ndcg: (users,) validation NDCG@10 of each method, the same users in the same order.
         seed: Of the bootstrap.
+        vetted: As for `fit_head`.
 
     Returns:
         The served method and the best local one.
@@ -204,7 +206,7 @@ def choose(ndcg: Mapping[Method, NDArray[np.float64]], *, seed: int) -> tuple[Me
     federated = ndcg[Method.FEDERATED]
     low, _ = paired_bootstrap_ci(federated, ndcg[best], resamples=2000, seed=seed, level=0.9)
     ahead = _mean(federated) > _mean(ndcg[best])
-    return (Method.FEDERATED if low > 0 and ahead else best), best
+    return (Method.FEDERATED if ahead and (vetted or low > 0) else best), best
 
 
 def shrink(weights: Mapping[Signal, float], users: int, *, towards: Signal) -> dict[Signal, float]:

@@ -160,7 +160,8 @@ def test_the_served_method_is_never_below_a_local_one_on_validation(seed: int) -
     data, features = toy_domain(int(rng.integers(MIN_USERS, 150)), 90, seed=seed)
     backbone = oracle(data, 90, share=float(rng.choice([0.0, 0.1, 0.4])), seed=seed)
     local = oracle(data, 90, share=float(rng.choice([0.0, 0.1, 0.4])), seed=seed + 100)
-    head = fit_head(data, features=features, backbone=backbone, local_backbone=local, seed=seed)
+    vetted = bool(seed % 2)
+    head = fit_head(data, features=features, backbone=backbone, local_backbone=local, seed=seed, vetted=vetted)
     best = max(head.validation[method] for method in LOCAL)
     assert head.validation[head.method] >= best
     assert head.validation[head.best_local] == best
@@ -174,6 +175,31 @@ def test_with_five_users_the_text_prior_serves() -> None:
     assert (head.method, head.verdict) == (Method.TEXT_KNN, Verdict.NO_TRANSFER)
     assert all(head.blends[method] == {Signal.TEXT: 1.0} for method in (Method.FEDERATED, Method.LOCAL_ONLY))
     assert (head.validation, head.validation_users) == ({}, 5)
+
+
+def test_with_five_users_a_vetted_backbone_serves() -> None:
+    """Their data decide nothing; what other domains have released does."""
+    data, features = toy_domain(5, 60, seed=3)
+    backbone = oracle(data, 60, share=0.0, seed=0)
+    head = fit_head(data, features=features, backbone=backbone, local_backbone=None, seed=0, vetted=True)
+    assert (head.method, head.verdict) == (Method.FEDERATED, Verdict.TRANSFER)
+    assert head.weights == {Signal.BACKBONE: 1.0}
+    assert (head.validation, head.validation_users) == ({}, 5)
+    alone = fit_head(data, features=features, backbone=None, local_backbone=None, seed=0, vetted=True)
+    assert alone.method is Method.TEXT_KNN
+
+
+@pytest.mark.parametrize("vetted", [True, False])
+def test_a_small_lead_is_believed_of_a_vetted_backbone_only(vetted: bool) -> None:
+    """Ahead by chance or not: nobody can tell from forty users. A backbone that is behind is served to nobody."""
+    ndcg = np.random.default_rng(0).uniform(size=40)
+    ahead, behind = ndcg.copy(), ndcg.copy()
+    ahead[:3] += 0.1
+    ahead[3:6] -= 0.08
+    behind[:3] -= 0.1
+    for federated, served in ((ahead, Method.FEDERATED if vetted else Method.ITEM_CF), (behind, Method.ITEM_CF)):
+        found, best = choose({Method.ITEM_CF: ndcg, Method.FEDERATED: federated}, seed=0, vetted=vetted)
+        assert (found, best) == (served, Method.ITEM_CF)
 
 
 def test_users_without_a_validation_item_do_not_count() -> None:

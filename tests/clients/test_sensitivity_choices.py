@@ -188,8 +188,7 @@ def test_the_check_catches_a_wrong_choice(
 ) -> None:
     """Each lets some user move the sum by more than C; the same recipe, made right, does not."""
     case = make_case(LONG, seed=6)
-    few = training.train is Trained.RECENCY  # parameters: shorter gradients
-    case = dataclasses.replace(case, clip=case.clip / (40 if few else 4))
+    case = dataclasses.replace(case, clip=case.clip / 4)
     right = dataclasses.replace(mutant, optimizer=PrivateOptimizer)
     assert_user_moves_at_most_c(right, case, tolerance=EXACT)
     for part, wrong in replaced.items():

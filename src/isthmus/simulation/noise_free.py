@@ -9,7 +9,7 @@ the vault that a business unit runs is another class, and no request, federation
 
 Clipping, batches, rounding to int8, rounds, aggregation and the choice of the shipped round are those of every run.
 
-A business unit's policy can forbid it: `seeded = false`, or any `least_noise` above 0 (ADR 21).
+A business unit's policy can forbid it: `seeded = false`, or any `least_noise` above 0 (ADR 20).
 """
 
 import functools
