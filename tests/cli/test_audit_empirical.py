@@ -95,10 +95,10 @@ def test_a_changed_source_file_is_exit_1_in_a_process_of_its_own(domain: Path, t
     shutil.copytree(PACKAGE, tmp_path / "isthmus", ignore=shutil.ignore_patterns("__pycache__"))
     honest = in_a_process(tmp_path, "audit", domain, "--empirical")
     assert honest.returncode == 0, honest.stdout + honest.stderr
-    trainer = tmp_path / "isthmus" / "clients" / "trainer.py"
+    optimizer = tmp_path / "isthmus" / "clients" / "private_optimizer.py"
     line = "noise_multiplier=plan.noise_multiplier,"
-    assert trainer.read_text().count(line) == 1
-    trainer.write_text(trainer.read_text().replace(line, "noise_multiplier=plan.noise_multiplier / 2,"))
+    assert optimizer.read_text().count(line) == 1
+    optimizer.write_text(optimizer.read_text().replace(line, "noise_multiplier=plan.noise_multiplier / 2,"))
     halved = in_a_process(tmp_path, "audit", domain, "--empirical")
     assert halved.returncode == 1, halved.stdout + halved.stderr
     assert "empirical: canaries: noise:" in halved.stdout

@@ -1,7 +1,8 @@
-"""The example at the end of every help text works as printed, in the order in which a newcomer meets them."""
+"""The README's commands and the example at the end of every help text work as printed, as a newcomer meets them."""
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -85,14 +86,23 @@ def serve(line: str, words: str, cwd: Path) -> tuple[int, str]:
         return process.wait(timeout=60), said
 
 
-def test_every_example_works_as_printed(tmp_path: Path) -> None:
-    """All examples, one after the other, in one folder."""
+def of_the_readme() -> list[str]:
+    """The `isthmus` lines of its console blocks."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("isthmus ")]
+
+
+def test_every_command_of_the_readme_and_every_example_works_as_printed(tmp_path: Path) -> None:
+    """One after the other, in one folder: the README from top to bottom, then the examples that it does not have."""
     found = examples()
     assert sorted(found) == sorted((*_ORDER, *_SERVICES, *_ELSEWHERE))
-    for words in _ORDER:
-        done = run(found[words], tmp_path)
-        assert done.returncode == 0, f"{found[words]}\n{done.stderr}"
-        assert done.stdout.strip(), found[words]
+    readme = of_the_readme()
+    assert len(readme) >= 5
+    for line in (*readme, *(found[words] for words in _ORDER if found[words] not in readme)):
+        done = run(line, tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout.strip(), line
     for words, up in _SERVICES.items():
         code, said = serve(found[words], up, tmp_path)
         assert (code, up in said) == (0, True), said

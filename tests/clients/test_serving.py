@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tests.clients.test_app import Party
 from tests.clients.vault_process import VaultProcess, running, start
-from tests.conftest import TinyFederation
+from tests.conftest import TinyDomain, TinyFederation
 
 from isthmus.clients.app import app
 from isthmus.clients.connection import leave_simulation
@@ -49,14 +49,32 @@ class Side:
     ledger: Path
 
 
+@contextlib.contextmanager
+def two_sides(write: TinyFederation, folder: Path) -> Iterator[Side]:
+    """Domain `books` with 40 users, seeded in both places."""
+    party = Party(write(domains={"books": 40}), folder / "run")
+    ledger = folder / "vault.db"
+    options = ("--socket", str(folder / "v.sock"), "--seed", "5", "--ledger", str(ledger))
+    yield Side(party=party, folder=party.folder, options=options, log=folder / "vault.log", ledger=ledger)
+    leave_simulation(party.plan)
+
+
 @pytest.fixture
 def side(tiny_federation: TinyFederation, tmp_path: Path) -> Iterator[Side]:
-    """Domain `books` with 40 users, seeded in both places."""
-    party = Party(tiny_federation(domains={"books": 40}), tmp_path / "run")
-    ledger = tmp_path / "vault.db"
-    options = ("--socket", str(tmp_path / "v.sock"), "--seed", "5", "--ledger", str(ledger))
-    yield Side(party=party, folder=party.folder, options=options, log=tmp_path / "vault.log", ledger=ledger)
-    leave_simulation(party.plan)
+    """Of one test."""
+    with two_sides(tiny_federation, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Side, VaultProcess]]:
+    """One with its vault running, for tests that do not mind what others have asked it: starting one takes seconds."""
+    folder = tmp_path_factory.mktemp("lasting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISTHMUS_CACHE", str(folder / "cache"))
+        write = TinyFederation(TinyDomain(folder / "tiny"))
+        with two_sides(write, folder) as made, running(made.folder, *made.options, log=made.log) as process:
+            yield made, process
 
 
 @pytest.fixture
@@ -144,15 +162,17 @@ def wait_for_charge(path: Path) -> None:
     raise AssertionError("nothing was charged")
 
 
-def test_only_owner_and_group_may_use_the_socket(behind: VaultProcess) -> None:
+def test_only_owner_and_group_may_use_the_socket(lasting: tuple[Side, VaultProcess]) -> None:
     """Its permissions are the border: nobody else may write to it, at no moment after it was made."""
+    _, behind = lasting
     mode = Path(behind.address.removeprefix("unix:")).stat().st_mode
     assert stat.S_IMODE(mode) == 0o660
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_cannot_ask(behind: VaultProcess) -> None:
+def test_another_user_cannot_ask(lasting: tuple[Side, VaultProcess]) -> None:
     """A process of a user outside the group gets no connection."""
+    _, behind = lasting
     path = behind.address.removeprefix("unix:")
     for folder in Path(path).parents:
         folder.chmod(folder.stat().st_mode | 0o011)  # the folders let everybody through; the socket does not
@@ -173,8 +193,9 @@ def test_another_user_cannot_ask(behind: VaultProcess) -> None:
     assert os.waitstatus_to_exitcode(status) == 7
 
 
-def test_two_vaults_do_not_share_a_socket(side: Side, behind: VaultProcess, tmp_path: Path) -> None:
+def test_two_vaults_do_not_share_a_socket(lasting: tuple[Side, VaultProcess], tmp_path: Path) -> None:
     """The second one says so and ends; the first goes on."""
+    side, behind = lasting
     log = tmp_path / "second.log"
     second = start(str(side.folder), *side.options, log=log)
     assert second.wait(timeout=60) == 2
@@ -191,8 +212,9 @@ def raw_call(process: VaultProcess, method: str, body: bytes) -> bytes:
     return answer
 
 
-def test_hostile_bytes_get_an_error_or_a_refusal_and_the_vault_goes_on(side: Side, behind: VaultProcess) -> None:
+def test_hostile_bytes_get_an_error_or_a_refusal_and_the_vault_goes_on(lasting: tuple[Side, VaultProcess]) -> None:
     """Noise, a message of 200 MB, a method that is not there: no traceback goes out; the next question is answered."""
+    side, behind = lasting
     chance = np.random.default_rng(1)
     for size in (1, 10, 1000, LARGEST_MESSAGE + 1, 200_000_000):
         for method in ("Train", "Receive") if size < 10_000 else ("Train",):
@@ -270,14 +292,16 @@ def test_a_vault_that_is_away_is_an_error_that_names_its_address(tmp_path: Path)
     vault.close()
 
 
-def test_a_question_larger_than_a_vault_takes_is_a_refusal(side: Side, behind: VaultProcess) -> None:
+def test_a_question_larger_than_a_vault_takes_is_a_refusal(lasting: tuple[Side, VaultProcess]) -> None:
     """The reply says so; nothing is charged."""
+    side, behind = lasting
     large = dataclasses.replace(side.party.request(), arrays={"w": np.zeros(LARGEST_MESSAGE // 4 + 10, np.float32)})
     vault = behind.remote()
+    before = vault.budget().epsilon
     reply = vault.answer(Kind.UPDATE, large)
     assert (reply.domain, reply.arrays) == ("books", {})
     assert "takes no such question" in reply.refusal
-    assert vault.budget().epsilon == 0.0
+    assert vault.budget().epsilon == before
 
 
 def test_a_node_configuration_without_certificates_for_tcp_is_refused() -> None:

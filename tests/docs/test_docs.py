@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.cli.test_examples import run
 from tests.cli.test_help import commands
 
 ROOT = Path(__file__).parents[2]
@@ -59,15 +58,3 @@ def test_no_path_of_a_machine_is_in_the_project() -> None:
         if machine.search(line)
     ]
     assert found == []
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_readme_work_as_printed(tmp_path: Path) -> None:
-    """Every `isthmus` line of the README's console blocks, in order, in one folder."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("isthmus ")]
-    assert len(lines) >= 5
-    for line in lines:
-        done = run(line, tmp_path)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
