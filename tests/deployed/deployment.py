@@ -34,6 +34,9 @@ from isthmus.server.deploy.settings import ServerConfig
 
 ISTHMUS = (sys.executable, "-c", "from isthmus.cli import main; main()")
 
+_SELDOM = "\n[polling]\ntasks = 0.5\nreplies = 0.5\n"
+"""Half of the looks: several coordinators run at a time, and most of what they do is look."""
+
 
 @dataclass
 class Deployment:
@@ -77,7 +80,7 @@ class Deployment:
     def up(self, *, domains: int, extra: str = "") -> None:
         """Start the coordinator; returns when it says that it is up."""
         if self.config is None:
-            self.config = new_server(self.folder / "coordinator", domains=domains, extra=extra)
+            self.config = new_server(self.folder / "coordinator", domains=domains, extra=extra + _SELDOM)
         self._start("coordinator", [*ISTHMUS, "server", "up"], self.config.folder, until="up; Ctrl-C")
 
     def invite(self, name: str) -> Path:

@@ -25,7 +25,7 @@ from isthmus.server.deploy.runs import Progress, begin_run, latest_run, progress
 from isthmus.server.deploy.settings import ServerConfig
 
 STEPS = {"books": 0.01, "games": 0.03}
-_WAITING = "deadline = 40\njoining = 40\n"
+_WAITING = "deadline = 40\njoining = 40\n\n[polling]\ntasks = 0.5\nreplies = 0.5\n"
 
 
 def scripted() -> Bundle:
