@@ -253,9 +253,8 @@ class _Books:
     def weighted_sum(self, factors: Tensor) -> list[Tensor]:
         """One product per matrix, over the rows of all users."""
         factors = factors.to(self._none.dtype)
-        absent: Tensor | None = factors == 0
-        if not (factors == 0).any():  # the usual case, asked once
-            absent = None
+        zero = factors == 0
+        absent = zero if zero.any() else None  # asked once for all parameters
         total: list[Tensor] = []
         for parameter in self._parameters:
             found = torch.zeros_like(parameter)

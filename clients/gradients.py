@@ -194,7 +194,7 @@ def recency_gradient(layer: Recency, history: Tensor, slopes: Tensor) -> Tensor:
         history: (users, positions, features) what went in.
         slopes: (users, positions, features) the gradient of what came out.
     """
-    weights, found = layer.weight.detach().exp(), slopes.new_zeros(len(slopes), len(layer.weight))
+    weights, found = layer.weights().detach(), slopes.new_zeros(len(slopes), len(layer.weight))
     for age in range(min(len(weights), history.shape[1])):
         met = slopes[:, age:] * history[:, : history.shape[1] - age]
         found[:, age] = weights[age] * met.sum(dim=(1, 2))

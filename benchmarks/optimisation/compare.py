@@ -28,17 +28,16 @@ import torch
 from numpy.typing import NDArray
 
 from isthmus.clients.backbone_scorer import BackboneScorer
-from isthmus.clients.connection import leave_simulation
 from isthmus.clients.data import load_domain_data
 from isthmus.clients.scorers import rank_users
 from isthmus.config import load_domain
 from isthmus.features import default_cache_dir, encode_texts
 from isthmus.metrics import bootstrap_ci, ndcg_at_k, paired_bootstrap_ci
-from isthmus.server.checkpoint import RunState, load_checkpoint
+from isthmus.server.checkpoint import RunState
 from isthmus.server.shipping import shipped_backbone
 from isthmus.simulation import prepare
 from isthmus.simulation.prepare import Simulation
-from isthmus.simulation.run import _run_rounds, _vault, _write_plan
+from isthmus.simulation.run import Watcher, trained
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -83,17 +82,8 @@ class Scored:
     cpu_seconds: float
 
 
-class Silent:
+class Silent(Watcher):
     """A watcher that says nothing."""
-
-    def stage(self, what: str) -> None:
-        """Nothing to do."""
-
-    def texts(self, done: int, total: int) -> None:
-        """Nothing to do."""
-
-    def round(self, state: RunState, rounds: int, spent: dict[str, float]) -> None:
-        """Nothing to do."""
 
 
 def main() -> int:
@@ -137,16 +127,10 @@ def one_run(file: Path, text: str, seed: int, out: Path) -> Scored:
     simulation = prepare(other, out=out, seed=seed, backend="in-process")
     simulation = replace(simulation, run=f"optimisation-{seed}")  # noise and batches follow from it
     started = time.process_time()
-    _write_plan(simulation)
-    try:
-        vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
-        _run_rounds(simulation, vaults, Silent())
-    finally:
-        leave_simulation(str(simulation.plan))
-    spent = time.process_time() - started
-    state = load_checkpoint(out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest())
-    if state is None or any(outcome.status != "ok" for record in state.history for outcome in record.outcomes.values()):
-        raise RuntimeError(f"{out}: some round went wrong: {state and state.history}")
+    with trained(simulation, Silent()) as (_, state):
+        spent = time.process_time() - started
+    if any(outcome.status != "ok" for record in state.history for outcome in record.outcomes.values()):
+        raise RuntimeError(f"{out}: some round went wrong: {state.history}")
     return Scored(ndcg=scores(simulation, state), bytes_up=state.bytes_up, cpu_seconds=spent)
 
 

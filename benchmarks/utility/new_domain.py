@@ -30,16 +30,14 @@ import torch
 from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone
-from isthmus.clients.connection import leave_simulation
 from isthmus.clients.data import load_domain_data
 from isthmus.config import load_domain, load_federation
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci
-from isthmus.server.checkpoint import RunState, load_checkpoint
 from isthmus.server.shipping import shipped_backbone
 from isthmus.simulation import prepare
 from isthmus.simulation.measuring import measure
 from isthmus.simulation.methods import LOCAL, methods_of
-from isthmus.simulation.run import _run_rounds, _vault, _write_plan
+from isthmus.simulation.run import Watcher, trained
 from isthmus.simulation.scenarios import new_domain
 from isthmus.simulation.study import Study, fit_private_head, known
 
@@ -55,17 +53,8 @@ MOST = 4000
 """Users measured on."""
 
 
-class Silent:
+class Silent(Watcher):
     """A watcher that says nothing."""
-
-    def stage(self, what: str) -> None:
-        """Nothing to do."""
-
-    def texts(self, done: int, total: int) -> None:
-        """Nothing to do."""
-
-    def round(self, state: RunState, rounds: int, spent: dict[str, float]) -> None:
-        """Nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +110,11 @@ def train(file: Path, *, seed: int, out: Path) -> ShippedBackbone:
     """The rounds of a run, and the backbone that it ships."""
     simulation = prepare(file, out=out, seed=seed, backend="in-process")
     started = time.process_time()
-    _write_plan(simulation)
-    try:
-        vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
-        _run_rounds(simulation, vaults, Silent())
-    finally:
-        leave_simulation(str(simulation.plan))
-    state = load_checkpoint(out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest())
-    if state is None or any(outcome.status != "ok" for record in state.history for outcome in record.outcomes.values()):
-        raise RuntimeError(f"{out}: some round went wrong: {state and state.history}")
-    shipped = shipped_backbone(state, simulation.federation)
-    weights = np.exp(shipped.backbone.recency.weight.detach().numpy())
+    with trained(simulation, Silent()) as (_, state):
+        shipped = shipped_backbone(state, simulation.federation)
+    if any(outcome.status != "ok" for record in state.history for outcome in record.outcomes.values()):
+        raise RuntimeError(f"{out}: some round went wrong: {state.history}")
+    weights = shipped.backbone.recency.weights().detach().numpy()
     gains = [f"{record.gain:+.4f} +- {record.gain_stddev:.4f}" for record in state.history if record.gain is not None]
     print(
         f"seed {seed}: round {shipped.round} is shipped, released gains {gains}, weights "

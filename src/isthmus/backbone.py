@@ -58,7 +58,11 @@ class Recency(nn.Module):
 
     def forward(self, history: Tensor) -> Tensor:
         """(users, positions, features) to the same shape; row t has seen items 0 to t."""
-        return recent_sum(history, self.weight.exp())
+        return recent_sum(history, self.weights())
+
+    def weights(self) -> Tensor:
+        """(ages,) in [0, 1]: only ratios count, so the largest is 1 and none overflows, whatever noise made them."""
+        return (self.weight - self.weight.detach().max()).exp()
 
 
 class Block(nn.Module):

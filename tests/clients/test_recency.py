@@ -46,6 +46,16 @@ def test_an_untrained_backbone_is_the_text_prior() -> None:
     torch.testing.assert_close(Recency(4, 0.7).weight.exp(), torch.tensor([1.0, 0.7, 0.49, 0.343]))
 
 
+def test_no_weight_overflows() -> None:
+    """Noise may drive a logarithm anywhere: what is predicted stays finite, and only ratios count."""
+    backbone, moved = Backbone(DIM, SHAPE), Backbone(DIM, SHAPE)
+    with torch.no_grad():
+        moved.recency.weight += 1000.0
+    history = histories(3, 7).float()
+    assert torch.isfinite(moved.prior(history)).all()
+    torch.testing.assert_close(moved.prior(history), backbone.prior(history), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("engine", [BookKeeping, OpacusHooks])
 @pytest.mark.parametrize("positions", [2, 9])
 def test_a_users_gradient_is_that_of_a_loop_over_users(engine: type, positions: int) -> None:

@@ -5,10 +5,12 @@
 Killed at any moment and called again, it continues from the last finished round.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,23 +64,7 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
     if finished_before is not None:
         return finished_before
     started = time.monotonic()
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    torch.set_num_threads(simulation.federation.compute.threads)
-    _write_plan(simulation)
-    try:
-        # 1. Open every domain here first, so that a bad table stops the run before anything is spent.
-        vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
-        for vault in vaults:
-            watcher.stage(f"reading {vault.name} and encoding its item texts")
-            vault.encoded(simulation.federation.features.encoder, progress=watcher.texts)
-        # 2. The rounds, through Flower's ServerApp and ClientApp.
-        watcher.stage("rounds")
-        _run_rounds(simulation, vaults, watcher)
-        state = load_checkpoint(
-            simulation.out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest()
-        )
-        if state is None:
-            raise RunError(f"{simulation.out}: the run ended without a checkpoint")
+    with trained(simulation, watcher) as (vaults, state):
         shipped = shipped_backbone(state, simulation.federation)
         save_backbone(simulation.out / "backbone.safetensors", shipped)
         # 3. After the last release: every domain fits its private head on what was shipped.
@@ -99,9 +85,36 @@ def run(simulation: Simulation, watcher: Watcher) -> Result:
             vault.ledger.backup(simulation.out / "ledgers" / f"{vault.name}.db")
         if simulation.private:
             _copy_heads(simulation)
+    return result
+
+
+@contextlib.contextmanager
+def trained(simulation: Simulation, watcher: Watcher) -> Iterator[tuple[list[Vault], RunState]]:
+    """The domains of a simulation, open, and what its rounds came to; no private head is fitted.
+
+    Raises:
+        RunError: If the rounds cannot be run.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    torch.set_num_threads(simulation.federation.compute.threads)
+    _write_plan(simulation)
+    try:
+        # 1. Open every domain here first, so that a bad table stops the run before anything is spent.
+        vaults = [_vault(simulation, partition) for partition in range(len(simulation.domains))]
+        for vault in vaults:
+            watcher.stage(f"reading {vault.name} and encoding its item texts")
+            vault.encoded(simulation.federation.features.encoder, progress=watcher.texts)
+        # 2. The rounds, through Flower's ServerApp and ClientApp.
+        watcher.stage("rounds")
+        _run_rounds(simulation, vaults, watcher)
+        state = load_checkpoint(
+            simulation.out / "checkpoint.safetensors", run=simulation.run, digest=simulation.federation.digest()
+        )
+        if state is None:
+            raise RunError(f"{simulation.out}: the run ended without a checkpoint")
+        yield vaults, state
     finally:
         leave_simulation(str(simulation.plan))
-    return result
 
 
 def _finished_result(simulation: Simulation) -> Result | None:
