@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-LONGEST_SLEEP = 0.2
+LONGEST_SLEEP = 0.5
 """Seconds; a look costs the coordinator one request."""
 
 
