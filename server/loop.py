@@ -23,7 +23,7 @@ from isthmus.backbone import Backbone, shared_parameters, trained_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.features import TextMoments, fit_whitening
-from isthmus.packing import arrays_digest, from_array_record, to_array_record
+from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.requests import sign_request
 from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
 from isthmus.server.averaging import moving_average
@@ -88,7 +88,7 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     listener(state)
     # 2. Whitening and parameters go along whole with the first request, and again to whoever did not answer the one
     #    before; to everybody else goes what changed.
-    strategy.whitening = to_array_record(state.whitening)
+    strategy.whitening = pack(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
         meeting.gather()  # whoever came, or came back, since the last round
         strategy.roster = meeting.roster

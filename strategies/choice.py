@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrim
 
 from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import Arrays
+from isthmus.packing import pack
 from isthmus.privacy.keys import Keys
 from isthmus.strategies.guarded import Guarded
 
@@ -115,7 +116,7 @@ def make_strategy(  # noqa: PLR0913 - keyword-only
     strategy.max_update_norm, strategy.needed = config.max_update_norm, config.needed
     strategy.trained, strategy.outcomes = trained, {}
     strategy.keys, strategy.receipts = keys, {}
-    strategy.form, strategy.whitening, strategy.holds, strategy.step = form, ArrayRecord(), {}, None
+    strategy.form, strategy.whitening, strategy.holds, strategy.step = form, pack({}), {}, None
     return strategy
 
 

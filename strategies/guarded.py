@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from isthmus.config import UpdateFormat
 from isthmus.encoding import Arrays, Encoded, change, changed
 from isthmus.errors import BudgetExhausted, ReplyRefused
-from isthmus.packing import arrays_digest, from_array_record, to_array_record
+from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
 from isthmus.records import ARRAYS, CONFIG, SCALES, WHITENING, Kind, RoundReply, RoundRequest
@@ -126,7 +126,7 @@ class Guarded(FedAvg):
         """
         accepted = self._judge(server_round, replies, is_train=True)
         for message, reply in accepted:
-            moved = {name: self._shared[name] + update for name, update in reply.arrays.items()}
+            moved = {name: before + reply.arrays[name] for name, before in self._shared.items()}
             message.content = RecordDict(
                 {
                     ARRAYS: to_array_record(moved),
@@ -229,20 +229,22 @@ class Guarded(FedAvg):
         messages = [message for message in messages if message.metadata.dst_node_id in self.roster]
         if not messages:
             return []
-        asked = messages[0].content  # Flower sends one record to all
-        signature = sign_request(RoundRequest.from_records(asked).digest(kind), self.keys)
+        asked = messages[0].content.config_records[CONFIG]  # Flower sends one record to all
+        whole = pack(self._shared)
+        request = RoundRequest.from_records(RecordDict({ARRAYS: whole, CONFIG: asked}))
+        signature = sign_request(request.digest(kind), self.keys)
         digest = self._digest = arrays_digest(self._shared).hex()
         for message in messages:
             node = message.metadata.dst_node_id
-            config = ConfigRecord(dict(asked.config_records[CONFIG]))
+            config = ConfigRecord(dict(asked))
             config["coordinator"], config["signature"] = self.keys.public.hex(), signature
             config["receipt"] = self.receipts.get(node, "")
-            message.content = RecordDict({ARRAYS: asked.array_records[ARRAYS], CONFIG: config})
+            message.content = RecordDict({ARRAYS: whole, CONFIG: config})
             if node not in self.holds:
                 message.content[WHITENING] = self.whitening
             elif (lacking := self._lacking(self.holds[node], digest)) is not None:
                 config["base"], config["parameters"] = self.holds[node], digest
-                message.content[ARRAYS] = to_array_record(lacking.arrays)
+                message.content[ARRAYS] = pack(lacking.arrays)
                 if lacking.scales:
                     message.content[SCALES] = MetricRecord(dict(lacking.scales))
         return messages

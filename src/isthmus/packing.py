@@ -1,10 +1,12 @@
-"""Named tensors as bytes: in Flower's records, and as a digest.
+"""Named tensors as bytes: in a message, in the records of Flower's strategies, and as a digest.
 
-    record = to_array_record(arrays)
-    arrays = from_array_record(record)      # Refused unless every tensor is what its header and its bytes agree on
+    record = pack(tensors)                  # of a message: one Flower array, safetensors within
+    tensors = unpack(record)                # Refused unless it is that
+    record = to_array_record(arrays)        # for Flower's own strategies: an array per tensor, as Flower packs it
+    arrays = from_array_record(record)
 
-Float32 is packed as Flower packs it, so that Flower's own strategies can read it; encoded tensors (`isthmus.encoding`)
-are their bytes and nothing else.
+Flower's links ask for every array of a message by itself, and a coordinator stores each with some ten statements of
+SQL: the 38 tensors of a small backbone are 38 of each, for each domain, up and down. As one array they are one.
 """
 
 import functools
@@ -14,16 +16,15 @@ import math
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from isthmus.encoding import DTYPES, Arrays, Tensors
 from isthmus.errors import Refused
 
+_ONE, _SAFETENSORS = "tensors", "safetensors"
 _PACKING = "numpy.ndarray"  # what Flower calls the .npy format
-_RAW = "isthmus.raw"  # little-endian, C order; a header of 128 bytes would double a small tensor of bytes
-_ENCODED = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name != "float32"}
-_LONGEST_HEADER = 1000  # bytes; numpy writes 128
 
 
 def arrays_digest(arrays: Arrays) -> bytes:
@@ -35,18 +36,46 @@ def arrays_digest(arrays: Arrays) -> bytes:
     return running.digest()
 
 
-def to_array_record(arrays: Tensors) -> ArrayRecord:
-    """Named tensors as a Flower record: encoded ones as they are, others as float32."""
+def pack(tensors: Tensors) -> ArrayRecord:
+    """Named tensors, encoded or not, as a message holds them."""
+    data = safetensors.numpy.save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+    return ArrayRecord({_ONE: Array("uint8", (len(data),), _SAFETENSORS, data)})
+
+
+def unpack(record: ArrayRecord) -> Tensors:
+    """Named tensors of a message, in name order; nothing is allocated that its bytes do not hold, nothing is unpickled.
+
+    Raises:
+        Refused: If they cannot be read, or one is of a dtype that is not exchanged.
+    """
+    if set(record) != {_ONE}:
+        raise Refused(f"a message holds its tensors as one array {_ONE!r}, got {sorted(record)[:5]!r:.200}")
+    one = record[_ONE]
+    if one.stype != _SAFETENSORS:
+        raise Refused(f"the message's tensors are packed as {one.stype!r:.80}; only {_SAFETENSORS!r} is exchanged")
+    try:
+        tensors: Tensors = safetensors.numpy.load(one.data)
+    except Exception as error:  # noqa: BLE001 - its reader raises many things on bytes that are made for it
+        raise Refused(f"the message's tensors cannot be read: {error!r:.200}") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            exchanged = ", ".join(dtype.name for dtype in DTYPES.values())
+            raise Refused(f"tensor {name!r:.80} has dtype {tensor.dtype.name!r}; exchanged are {exchanged}")
+    return dict(sorted(tensors.items()))  # the reader's own order changes from call to call
+
+
+def to_array_record(arrays: Arrays) -> ArrayRecord:
+    """Named tensors as a record of Flower's strategies, float32: as `numpy.save` writes, in one copy, not three."""
     return ArrayRecord({name: _packed(array) for name, array in arrays.items()})
 
 
-def from_array_record(record: ArrayRecord) -> Tensors:
-    """Named tensors of a Flower record, read-only: they lie in the message's own bytes.
+def from_array_record(record: ArrayRecord) -> Arrays:
+    """Named tensors of such a record, read-only: they lie in its own bytes.
 
     Raises:
-        Refused: If a tensor has another dtype or cannot be read.
+        ValueError: If one is not what `to_array_record` makes.
     """
-    return {name: _tensor(name, packed) for name, packed in record.items()}
+    return {name: _tensor(packed) for name, packed in record.items()}
 
 
 def tensor_of(name: str, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -62,11 +91,18 @@ def tensor_of(name: str, data: bytes, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _packed(array: NDArray[Any]) -> Array:
-    """An encoded tensor's bytes; else what `numpy.save` writes, in one copy; Flower's own constructor takes three."""
-    if array.dtype in _ENCODED.values():
-        return Array(array.dtype.name, array.shape, _RAW, array.tobytes())
     array = np.asarray(array, dtype="<f4", order="C")
     return Array("float32", array.shape, _PACKING, b"".join((_header_of(array.shape), array.data)))
+
+
+def _tensor(packed: Array) -> NDArray[np.float32]:
+    header = _header_of(tuple(packed.shape))
+    if packed.stype != _PACKING or not packed.data.startswith(header):
+        array = packed.numpy()  # Flower's own, which averages in the dtype that numpy promotes to
+        if array.dtype != np.float32:
+            raise ValueError(f"shared parameters are float32, got {array.dtype}")
+        return array
+    return np.ndarray(packed.shape, np.dtype("<f4"), buffer=packed.data, offset=len(header))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,39 +111,3 @@ def _header_of(shape: tuple[int, ...]) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return stream.getvalue()
-
-
-def _tensor(name: str, packed: Array) -> NDArray[Any]:
-    """The tensor that a header and its bytes agree on; its size is known before anything is allocated."""
-    if packed.dtype in _ENCODED and packed.stype == _RAW:
-        return tensor_of(name, packed.data, tuple(packed.shape), _ENCODED[packed.dtype])
-    if packed.dtype != "float32":
-        raise Refused(
-            f"tensor {name!r} has dtype {packed.dtype!r}, packed as {packed.stype!r}; exchanged are float32 as "
-            f"{_PACKING!r}, and {' and '.join(_ENCODED)} as {_RAW!r}"
-        )
-    if packed.stype != _PACKING:
-        raise Refused(f"tensor {name!r} is packed as {packed.stype!r}; only {_PACKING!r} is exchanged")
-    start = 10 + int.from_bytes(packed.data[8:10], "little")  # the header's length stands after magic and version
-    try:
-        if start > _LONGEST_HEADER:
-            raise ValueError(f"its header has {start} bytes")
-        shape, fortran, dtype = _npy_header(packed.data[:start])
-    except Exception as error:  # noqa: BLE001 - numpy's reader raises many things on bytes that are made for it
-        raise Refused(f"tensor {name!r} cannot be read: {error!r:.200}") from None
-    if dtype != np.dtype("<f4") or shape != tuple(packed.shape):
-        raise Refused(f"tensor {name!r} is not what its header says: {dtype}, {shape}")
-    rest = len(packed.data) - start
-    if fortran or min(shape, default=0) < 0 or rest != 4 * math.prod(shape):
-        raise Refused(f"tensor {name!r} cannot be read: {rest} bytes do not hold float32 of shape {shape} in C order")
-    return np.ndarray(shape, np.dtype("<f4"), buffer=packed.data, offset=start)
-
-
-@functools.lru_cache(maxsize=1024)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and dtype, of the same few tensors again and again."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"its format is version {version}, not (1, 0)")
-    return np.lib.format.read_array_header_1_0(stream)

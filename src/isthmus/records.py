@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, TrainingConfig
 from isthmus.encoding import Arrays, Encoded, Tensors
 from isthmus.errors import Refused
-from isthmus.packing import arrays_digest, from_array_record, to_array_record
+from isthmus.packing import arrays_digest, pack, unpack
 from isthmus.settings import Section
 
 PROTOCOL = 1
@@ -160,11 +160,11 @@ class RoundRequest:
         config["receipt"] = self.receipt
         config["base"] = self.base
         config["parameters"] = self.parameters
-        records = RecordDict({ARRAYS: to_array_record(self.arrays), CONFIG: config})
+        records = RecordDict({ARRAYS: pack(self.arrays), CONFIG: config})
         if self.scales:
             records[SCALES] = MetricRecord(dict(self.scales))
         if self.whitening:
-            records[WHITENING] = to_array_record(self.whitening)
+            records[WHITENING] = pack(self.whitening)
         return records
 
     @staticmethod
@@ -180,11 +180,11 @@ class RoundRequest:
             run=_text(config, "run"),
             round=_round(config),
             recipe=read_recipe(_typed(config, "recipe", str)),
-            arrays=from_array_record(_section(content.array_records, ARRAYS)),
+            arrays=unpack(_section(content.array_records, ARRAYS)),
             scales=_figures(SCALES, content.metric_records.get(SCALES, MetricRecord())),
             base=_text(config, "base") if "base" in config else "",
             parameters=_text(config, "parameters") if "parameters" in config else "",
-            whitening=from_array_record(content.array_records.get(WHITENING, ArrayRecord())),
+            whitening=unpack(content.array_records[WHITENING]) if WHITENING in content.array_records else {},
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
             coordinator=_text(config, "coordinator") if "coordinator" in config else "",
             signature=_text(config, "signature") if "signature" in config else "",
@@ -232,9 +232,7 @@ class RoundReply:
                 "head": self.head,
             }
         )
-        return RecordDict(
-            {ARRAYS: to_array_record(self.arrays), VALUES: MetricRecord(dict(self.values)), CONFIG: config}
-        )
+        return RecordDict({ARRAYS: pack(self.arrays), VALUES: MetricRecord(dict(self.values)), CONFIG: config})
 
     @staticmethod
     def from_records(content: RecordDict) -> "RoundReply":
@@ -249,7 +247,7 @@ class RoundReply:
             domain=_text(config, "domain"),
             run=_text(config, "run"),
             round=_round(config),
-            arrays=from_array_record(_section(content.array_records, ARRAYS)),
+            arrays=unpack(_section(content.array_records, ARRAYS)),
             values=_figures(VALUES, _section(content.metric_records, VALUES)),
             refusal=_text(config, "refusal"),
             exhausted=_typed(config, "exhausted", bool),

@@ -15,7 +15,7 @@ from isthmus.config import BackboneConfig, FeatureConfig, StrategyConfig, Strate
 from isthmus.encoding import DTYPES, changed, decode, encode
 from isthmus.errors import Refused
 from isthmus.grid import InProcessGrid
-from isthmus.packing import arrays_digest, from_array_record, to_array_record
+from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.keys import fresh_keys
 from isthmus.privacy.requests import require_asker
 from isthmus.records import ARRAYS, Arrays, Kind, Recipe, RoundReply, RoundRequest
@@ -110,9 +110,8 @@ def without(reply: RoundReply, name: str) -> RecordDict:
 
 def float64(reply: RoundReply) -> RecordDict:
     """One tensor in double precision."""
-    content = reply.to_records()
-    content.array_records[ARRAYS]["b"] = Array(reply.arrays["b"].astype(np.float64))
-    return content
+    arrays = {**reply.arrays, "b": reply.arrays["b"].astype(np.float64)}
+    return dataclasses.replace(reply, arrays=arrays).to_records()
 
 
 def counting(reply: RoundReply) -> RecordDict:
@@ -143,7 +142,7 @@ BAD: dict[str, Callable[[RoundReply], RecordDict]] = {
     "refusal beside an update": lambda reply: dataclasses.replace(reply, refusal="no").to_records(),
     "exhausted beside an update": lambda reply: dataclasses.replace(reply, refusal="no", exhausted=True).to_records(),
     "bytes that are no tensor": lambda reply: RecordDict(
-        {**reply.to_records(), ARRAYS: ArrayRecord({"a": Array("float32", (5, 3), "numpy.ndarray", b"PK\x03\x04")})}
+        {**reply.to_records(), ARRAYS: ArrayRecord({"tensors": Array("uint8", (4,), "safetensors", b"PK\x03\x04")})}
     ),
     "empty message": lambda _: RecordDict(),
     "NaN with a count": counting,
@@ -266,7 +265,7 @@ def test_only_domains_that_introduced_themselves_are_asked() -> None:
 def test_the_whitening_goes_to_whoever_did_not_answer_the_last_question() -> None:
     """To all at first; then to the one that was silent and the one that refused; then to nobody."""
     strategy, _ = start()
-    strategy.whitening = to_array_record({"mean": np.ones(2, np.float32)})
+    strategy.whitening = pack({"mean": np.ones(2, np.float32)})
     sent = asked(strategy, SHARED)
     assert with_whitening(sent) == ["books", "games", "music"]
     refusal = RoundReply(

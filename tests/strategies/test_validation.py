@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from isthmus.config import UpdateFormat
 from isthmus.encoding import decode, encode
@@ -99,8 +99,7 @@ def test_other_tensors_than_the_shared_ones_refuse_the_update(arrays: dict[str, 
 
 def test_another_dtype_refuses_the_update() -> None:
     """Float64 is not quietly converted."""
-    content = GOOD.to_records()
-    content.array_records["arrays"]["norm.bias"] = Array(np.zeros(4))
+    content = dataclasses.replace(GOOD, arrays={**GOOD.arrays, "norm.bias": np.zeros(4)}).to_records()
     with pytest.raises(ReplyRefused, match="dtype 'float64'"):
         JUDGE.update(content, domain="books")
 
