@@ -2,7 +2,7 @@
 
     python benchmarks/utility/new_domain.py --data ../shared/data --seeds 0 1 2
 
-The sources train together at epsilon 8 and delta 1e-6 each, by one recipe (`RECIPE`) that knows nothing of the targets;
+The sources train together at epsilon 8 and delta 1e-6 each, by the default recipe, which knows nothing of the targets;
 the targets take no part, their texts included. No private head of a source is fitted, on which `isthmus evaluate
 --scenario new-domain` would spend most of its time; everything else is as there. A target whitens its texts by itself,
 for its local methods and for the backbone, which has learned nothing about axes. Support users are drawn with the seed;
@@ -42,13 +42,6 @@ from isthmus.simulation.scenarios import new_domain
 from isthmus.simulation.study import Study, fit_private_head, known
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-RECIPE = """[training]
-train = "recency"
-loss = "ndcg"
-temperature = 0.03
-rivals = 200
-learning_rate = 5.0
-"""
 MOST = 4000
 """Users measured on."""
 
@@ -100,7 +93,7 @@ def federation_file(root: Path, sources: Sequence[str], seed: int) -> Path:
     file = root / "retail" / f"sources-{seed}.toml"
     file.write_text(
         f'name = "sources"\ndomains = [{folders}]\nseed = {seed}\n\n'
-        f'[strategy]\nname = "fedavg"\nrounds = 10\nevaluate_every = 5\n\n{RECIPE}',
+        f'[strategy]\nname = "fedavg"\nrounds = 10\nevaluate_every = 5\n',
         encoding="utf-8",
     )
     return file
