@@ -28,7 +28,7 @@ from isthmus.errors import BudgetExhausted, ReplyRefused
 from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
-from isthmus.records import ARRAYS, CONFIG, SCALES, WHITENING, Kind, RoundReply, RoundRequest
+from isthmus.records import ARRAYS, CONFIG, WHITENING, Kind, RoundReply, RoundRequest
 from isthmus.strategies.validation import ReplyJudge
 
 _LOG = logging.getLogger(__name__)
@@ -244,9 +244,7 @@ class Guarded(FedAvg):
                 message.content[WHITENING] = self.whitening
             elif (lacking := self._lacking(self.holds[node], digest)) is not None:
                 config["base"], config["parameters"] = self.holds[node], digest
-                message.content[ARRAYS] = pack(lacking.arrays)
-                if lacking.scales:
-                    message.content[SCALES] = MetricRecord(dict(lacking.scales))
+                message.content[ARRAYS] = pack(lacking.arrays, lacking.scales)
         return messages
 
     def _lacking(self, held: str, digest: str) -> Encoded | None:

@@ -118,7 +118,7 @@ class TinyFederation:
             + ("" if seed is None else f"seed = {seed}\n")
             + '\n[features]\nencoder = "hash:64"\n'
             + "\n[backbone]\nwidth = 8\nlayers = 1\nheads = 2\nfeedforward = 8\npositions = 8\n"
-            + "\n[training]\nlearning_rate = 0.5\nrivals = 10\n"
+            + '\n[training]\ntrain = "all"\nlearning_rate = 0.5\nrivals = 10\n'
             + f'update_format = "{update_format}"\n'
             + "\n[evaluation]\nbootstrap = 100\n"
             + f'\n[strategy]\nname = "{strategy}"\nrounds = {rounds}\nevaluate_every = {evaluate_every}\n'

@@ -13,6 +13,7 @@ from tests.conftest import TinyDomain, TinyFederation
 from isthmus.config import (
     ComputeConfig,
     StrategyName,
+    TrainingConfig,
     load_domain,
     load_federation,
 )
@@ -128,6 +129,24 @@ def test_a_wrong_value_of_a_domain_is_named_with_its_rule(
     assert words in refusal(load_domain, tiny_domain() / "domain.toml", old, new)
 
 
+def test_what_is_trained_decides_what_it_is_trained_with() -> None:
+    """The default recipe is the measured one; everything else has its own, and what a file says counts."""
+    measured = {"learning_rate": 5.0, "rivals": 200, "loss": "ndcg", "temperature": 0.03}
+    others = {"learning_rate": 1.0, "rivals": 50, "loss": "cross_entropy", "temperature": 0.1}
+    for given, expected in [
+        ({}, measured),
+        ({"train": "recency"}, measured),
+        ({"train": "all"}, others),
+        ({"train": "all", "loss": "ndcg"}, others | {"loss": "ndcg"}),
+        ({"rivals": 9}, measured | {"rivals": 9}),
+        ({"loss": "cross_entropy"}, measured | {"loss": "cross_entropy", "temperature": 0.1}),
+    ]:
+        training = TrainingConfig.model_validate(given)
+        assert training.train == given.get("train", "recency")
+        assert {name: getattr(training, name) for name in expected} == expected
+        assert TrainingConfig.model_validate_json(training.model_dump_json()) == training
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -145,7 +164,7 @@ def test_a_wrong_value_of_a_domain_is_named_with_its_rule(
         ("learning_rate = 0.5", 'optimizer = "adam_bc"', "needs a `learning_rate` of its own, 0.001 for example"),
         ("learning_rate = 0.5", 'optimizer = "adam"', "`training.optimizer`: Input should be 'sgd' or 'adam_bc'"),
         ("learning_rate = 0.5", 'clipping = "none"', "`training.clipping`: Input should be 'flat' or 'automatic'"),
-        ("learning_rate = 0.5", 'train = "lora"', "needs the `rank` of its factors"),
+        ('train = "all"', 'train = "lora"', "needs the `rank` of its factors"),
         ("learning_rate = 0.5", "rank = 4", "`rank` belongs to"),
         ("learning_rate = 0.5", 'augment = "drop"', "`training.augment`"),
         ("evaluate_every = 2", "evaluate_every = 2\naverage = 1.0", "`strategy.average`: Input should be less than 1"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle  # noqa: TID251 - to show that such bytes are never loaded
 import struct
@@ -14,7 +15,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from tests.test_records import ARRAYS
 
-from isthmus.encoding import Tensors
+from isthmus.encoding import Encoded, Tensors, decode
 from isthmus.errors import Refused
 from isthmus.packing import from_array_record, pack, to_array_record, unpack
 
@@ -56,11 +57,33 @@ def test_tensors_come_back_as_they_were(tensors: Tensors) -> None:
     """Names, shapes, dtypes and bits, and all of it is one array of Flower's."""
     record = pack(tensors)
     assert len(record) == 1
-    found = unpack(record)
+    found, _ = unpack(record)
     assert list(found) == sorted(tensors)
     for name, tensor in tensors.items():
         assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype.newbyteorder("<"))
         assert found[name].tobytes() == tensor.astype(found[name].dtype).tobytes()  # NaN and -0 too
+
+
+def test_scales_come_back_with_their_tensors() -> None:
+    """To the bit, in any order; one that is missing cannot be used, one of no tensor does not travel."""
+    steps = {name: np.ones(2, np.int8) for name in ("b", "a", "c")}
+    scales = {"c": 2.0**-126, "a": 2.0**121, "b": 5 * 2.0**-9, "d": 1.0}
+    _, found = unpack(pack({**steps, "whole": np.ones(2, np.float32)}, scales))
+    assert found == {name: scales[name] for name in ("a", "b", "c")}
+    arrays, found = unpack(pack(steps, {"a": 1.0}))
+    assert (found["a"], math.isnan(found["b"]), math.isnan(found["c"])) == (1.0, True, True)
+    with pytest.raises(Refused, match="must be in"):
+        decode(Encoded(arrays=arrays, scales=found))
+
+
+@pytest.mark.parametrize(
+    "scales", [np.ones(1, np.float32), np.ones(3, np.float32), np.ones((2, 1), np.float32), np.ones(2, np.uint16), None]
+)
+def test_scales_that_are_not_one_for_each_are_refused(scales: NDArray[np.float32] | None) -> None:
+    """Fewer, more, in another shape or dtype, or none at all."""
+    tensors = {"a": np.ones(2, np.int8), "b": np.ones(2, np.int8)} | ({} if scales is None else {"scales": scales})
+    with pytest.raises(Refused, match="2 int8 tensors, and its scales are"):
+        unpack(message_of(safetensors.numpy.save(tensors)))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "int64", "uint8", "bool", "complex64"])
@@ -115,7 +138,7 @@ def test_a_header_that_lies_is_refused(header: object) -> None:
 def test_bytes_that_were_cut_are_refused(cut: int) -> None:
     """Wherever; and a header that calls itself longer than the message."""
     whole = file_of(claim([4], [0, 16]))
-    assert unpack(message_of(whole))["w"].tolist() == [0, 1, 2, 3]
+    assert unpack(message_of(whole))[0]["w"].tolist() == [0, 1, 2, 3]
     for data in (whole[:cut], whole + b"\0", struct.pack("<Q", 2**63) + whole[8:]):
         with pytest.raises(Refused, match="cannot be read"):
             unpack(message_of(data))
@@ -179,8 +202,8 @@ def test_what_is_parsed_cannot_be_changed_through_what_was_sent() -> None:
     array = np.ones(3, np.float32)
     record, flowers = pack({"w": array}), to_array_record({"w": array})
     array[:] = 7
-    unpack(record)["w"][:] = 9
-    assert unpack(record)["w"].tolist() == [1.0, 1.0, 1.0]
+    unpack(record)[0]["w"][:] = 9
+    assert unpack(record)[0]["w"].tolist() == [1.0, 1.0, 1.0]
     parsed = from_array_record(flowers)["w"]
     assert parsed.tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="read-only"):

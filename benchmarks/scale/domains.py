@@ -52,6 +52,7 @@ positions = 4
 evaluate_every = 2
 
 [training]
+train = "all"
 rivals = 5
 
 [evaluation]

@@ -22,7 +22,7 @@ from make import make_log
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients.data import ImportColumns, import_domain, propose_privacy
 from isthmus.clients.vault import Vault, open_vault
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
+from isthmus.config import BackboneConfig, FeatureConfig, Trained, TrainingConfig, load_domain
 from isthmus.features import fit_whitening, text_moments
 from isthmus.records import Arrays, Kind, Recipe, RoundRequest, arrays_digest
 
@@ -101,7 +101,7 @@ def ask(folder: Path, kind: Kind) -> tuple[float, float]:
     recipe = Recipe(
         features=FeatureConfig(encoder=ENCODER, dim=DIM),
         backbone=BackboneConfig(),
-        training=TrainingConfig(),
+        training=TrainingConfig(train=Trained.ALL),
         whitening=arrays_digest(arrays).hex(),
     )
     parameters = {name: np.array(value.detach()) for name, value in shared_parameters(backbone).items()}

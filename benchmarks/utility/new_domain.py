@@ -1,10 +1,12 @@
 """A new domain with 0, 64, 256 and 1,024 users: what others have learned, beside what it can do alone.
 
     python benchmarks/utility/new_domain.py --data ../shared/data --seeds 0 1 2
+    python benchmarks/utility/new_domain.py --sources beauty sports --users 0 64 --epsilon 1 2 4 8 inf
 
-The sources train together at epsilon 8 and delta 1e-6 each, by one recipe (`RECIPE`) that knows nothing of the targets;
-the targets take no part, their texts included. No private head of a source is fitted, on which `isthmus evaluate
---scenario new-domain` would spend most of its time; everything else is as there. A target whitens its texts by itself,
+The sources train together at epsilon 8 (`--epsilon`, where `inf` is a run without noise) and delta 1e-6 each, by the
+default recipe, which knows nothing of the targets; the targets take no part, their texts included. No private head of a
+source is fitted, on which `isthmus evaluate --scenario new-domain` would spend most of its time; everything else is as
+there. A target whitens its texts by itself,
 for its local methods and for the backbone, which has learned nothing about axes. Support users are drawn with the seed;
 all else is measured on the same half of the target's users. Differences are paired by user, averaged over seeds first,
 with 95 % intervals of a bootstrap over users; they are against the local method that is best *on these very users*.
@@ -16,7 +18,9 @@ Aim, set before: at least +10 % at 0 to 256 users, both targets, intervals clear
 """
 
 import argparse
+import itertools
 import logging
+import math
 import subprocess
 import sys
 import tempfile
@@ -35,20 +39,15 @@ from isthmus.config import load_domain, load_federation
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci
 from isthmus.server.shipping import shipped_backbone
 from isthmus.simulation import prepare
+from isthmus.simulation.derived import derive
 from isthmus.simulation.measuring import measure
 from isthmus.simulation.methods import LOCAL, methods_of
+from isthmus.simulation.noise_free import run_noise_free
 from isthmus.simulation.run import Watcher, trained
 from isthmus.simulation.scenarios import new_domain
 from isthmus.simulation.study import Study, fit_private_head, known
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-RECIPE = """[training]
-train = "recency"
-loss = "ndcg"
-temperature = 0.03
-rivals = 200
-learning_rate = 5.0
-"""
 MOST = 4000
 """Users measured on."""
 
@@ -59,8 +58,9 @@ class Silent(Watcher):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One seed and number of support users in one target: NDCG@10 of each measured user, by method."""
+    """One run of the sources and number of support users in one target: NDCG@10 of each measured user, by method."""
 
+    epsilon: float
     target: str
     users: int
     ndcg: dict[str, NDArray[np.float64]]
@@ -77,6 +77,7 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", default=["office", "industrial"], help="who comes later")
     parser.add_argument("--users", type=int, nargs="+", default=[0, 64, 256, 1024], help="support users")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of noise, batches and support users")
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[8.0], help="of each source; inf: no noise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -85,11 +86,13 @@ def main() -> int:
         root = Path(name)
         make = CHECKOUT / "benchmarks" / "federations" / "make.py"
         subprocess.run([sys.executable, make, "--data", arguments.data, "--out", root], check=True, capture_output=True)
-        for seed in arguments.seeds:
+        for epsilon, seed in itertools.product(arguments.epsilon, arguments.seeds):
             file = federation_file(root, arguments.sources, seed)
-            shipped = train(file, seed=seed, out=root / f"run-{seed}")
+            out = root / f"{epsilon}-{seed}"
+            shipped = train(file, epsilon=epsilon, seed=seed, out=out / "run")
             for target in arguments.targets:
-                found += measure_target(file, shipped, target, arguments.users, seed=seed, out=root / f"new-{seed}")
+                for users, ndcg in measure_target(file, shipped, target, arguments.users, seed=seed, out=out).items():
+                    found.append(Measured(epsilon=epsilon, target=target, users=users, ndcg=ndcg))
     print("\n".join(table(found)))
     return 0
 
@@ -100,24 +103,30 @@ def federation_file(root: Path, sources: Sequence[str], seed: int) -> Path:
     file = root / "retail" / f"sources-{seed}.toml"
     file.write_text(
         f'name = "sources"\ndomains = [{folders}]\nseed = {seed}\n\n'
-        f'[strategy]\nname = "fedavg"\nrounds = 10\nevaluate_every = 5\n\n{RECIPE}',
+        f'[strategy]\nname = "fedavg"\nrounds = 10\nevaluate_every = 5\n',
         encoding="utf-8",
     )
     return file
 
 
-def train(file: Path, *, seed: int, out: Path) -> ShippedBackbone:
+def train(file: Path, *, epsilon: float, seed: int, out: Path) -> ShippedBackbone:
     """The rounds of a run, and the backbone that it ships."""
-    simulation = prepare(file, out=out, seed=seed, backend="in-process")
-    started = time.process_time()
-    with trained(simulation, Silent()) as (_, state):
-        shipped = shipped_backbone(state, simulation.federation)
+    started, federation = time.process_time(), load_federation(file)
+    if math.isinf(epsilon):
+        rounds, states = federation.strategy.rounds, []
+        shipped = run_noise_free(file, seed=seed, rounds=rounds, out=out, listener=states.append)
+        state = states[-1]
+    else:
+        domains = [load_domain(folder) for folder in federation.domain_folders()]
+        file = derive(federation, domains, to=out.with_name("federation"), epsilon=epsilon)
+        with trained(prepare(file, out=out, seed=seed, backend="in-process"), Silent()) as (_, state):
+            shipped = shipped_backbone(state, federation)
     if any(outcome.status != "ok" for record in state.history for outcome in record.outcomes.values()):
         raise RuntimeError(f"{out}: some round went wrong: {state.history}")
     weights = shipped.backbone.recency.weights().detach().numpy()
     gains = [f"{record.gain:+.4f} +- {record.gain_stddev:.4f}" for record in state.history if record.gain is not None]
     print(
-        f"seed {seed}: round {shipped.round} is shipped, released gains {gains}, weights "
+        f"epsilon {epsilon:g}, seed {seed}: round {shipped.round} is shipped, released gains {gains}, weights "
         f"{(weights / weights[0]).round(2).tolist()}, {time.process_time() - started:.0f} CPU-s",
         file=sys.stderr,
         flush=True,
@@ -127,39 +136,41 @@ def train(file: Path, *, seed: int, out: Path) -> ShippedBackbone:
 
 def measure_target(  # noqa: PLR0913 - keyword-only
     file: Path, shipped: ShippedBackbone, target: str, sizes: Sequence[int], *, seed: int, out: Path
-) -> list[Measured]:
-    """Every method in one target, for every number of support users."""
+) -> dict[int, dict[str, NDArray[np.float64]]]:
+    """NDCG@10 of each measured user of one target, by method, for every number of support users."""
     config = load_domain(file.parent.parent / "domains" / target)
     study = Study(out=out, federation=load_federation(file), domains=(config,), seeds=(seed,), rounds=10)
     split = new_domain(load_domain_data(config), most=MOST)
-    found = []
+    found = {}
     for users in sizes:
         support = split.support(users, seed=seed)
         domain = known(study, support, shipped, newcomer=True)
         head = out / f"{target}-{users}"
         fit_private_head(study, domain, shipped, seed=seed, folder=head)
         measured = measure(methods_of(domain, shipped=shipped, head=head, seed=seed), split.task(support))
-        ndcg = {name: ndcg_at_k(ranks, 10) for name, ranks in measured.ranks.items()}
-        found.append(Measured(target=target, users=users, ndcg=ndcg))
-        print(target, users, {name: round(float(v.mean()), 4) for name, v in ndcg.items()}, file=sys.stderr, flush=True)
+        found[users] = {name: ndcg_at_k(ranks, 10) for name, ranks in measured.ranks.items()}
+        means = {name: round(float(ndcg.mean()), 4) for name, ndcg in found[users].items()}
+        print(target, users, means, file=sys.stderr, flush=True)
     return found
 
 
 def table(found: Sequence[Measured]) -> list[str]:
-    """A row for each target and number of support users."""
+    """A row for each epsilon, target and number of support users."""
+    methods = "text | item-CF | text + item-CF | best local | backbone | served"
     rows = [
-        "| target | users | text | item-CF | text + item-CF | best local | backbone | served | served - best local | |",
-        "|---|---:|---:|---:|---:|---|---:|---:|---|---:|",
+        f"| epsilon | target | users | {methods} | served - best local | |",
+        "|---:|---|---:|---:|---:|---:|---|---:|---:|---|---:|",
     ]
-    for target, users in dict.fromkeys((one.target, one.users) for one in found):
-        some = [one.ndcg for one in found if (one.target, one.users) == (target, users)]
+    for key in dict.fromkeys((one.epsilon, one.target, one.users) for one in found):
+        epsilon, target, users = key
+        some = [one.ndcg for one in found if (one.epsilon, one.target, one.users) == key]
         mean = {name: np.mean([ndcg[name] for ndcg in some], axis=0) for name in some[0]}
         best = max((name for name in LOCAL if name in mean), key=lambda name: float(mean[name].mean()))
         gain = float((mean["federated"] - mean[best]).mean())
         low, high = paired_bootstrap_ci(mean["federated"], mean[best], resamples=2000, seed=0)
         figures = [f"{mean[name].mean():.4f}" for name in ("text_knn", "item_cf", "text_item_cf")]
         rows.append(
-            f"| {target} | {users} | {' | '.join(figures)} | {mean[best].mean():.4f} {best} "
+            f"| {epsilon:g} | {target} | {users} | {' | '.join(figures)} | {mean[best].mean():.4f} {best} "
             f"| {mean['backbone'].mean():.4f} | {mean['federated'].mean():.4f} "
             f"| {gain:+.4f} [{low:+.4f}, {high:+.4f}] | {gain / mean[best].mean():+.1%} |"
         )

@@ -231,6 +231,7 @@ width = 32
 feedforward = 64
 
 [training]
+train = "all"                    # here the domains are alike enough; the default trains ten numbers
 learning_rate = 2.0
 rivals = 200
 

@@ -1,7 +1,7 @@
 """Named tensors as bytes: in a message, in the records of Flower's strategies, and as a digest.
 
-    record = pack(tensors)                  # of a message: one Flower array, safetensors within
-    tensors = unpack(record)                # Refused unless it is that
+    record = pack(tensors, scales)          # of a message: one Flower array, safetensors within
+    tensors, scales = unpack(record)        # Refused unless it is that
     record = to_array_record(arrays)        # for Flower's own strategies: an array per tensor, as Flower packs it
     arrays = from_array_record(record)
 
@@ -13,6 +13,8 @@ import functools
 import hashlib
 import io
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from isthmus.encoding import DTYPES, Arrays, Tensors
 from isthmus.errors import Refused
 
-_ONE, _SAFETENSORS = "tensors", "safetensors"
+_ONE, _SAFETENSORS, _SCALES = "tensors", "safetensors", "scales"
 _PACKING = "numpy.ndarray"  # what Flower calls the .npy format
 
 
@@ -36,17 +38,29 @@ def arrays_digest(arrays: Arrays) -> bytes:
     return running.digest()
 
 
-def pack(tensors: Tensors) -> ArrayRecord:
-    """Named tensors, encoded or not, as a message holds them."""
-    data = safetensors.numpy.save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+def pack(tensors: Tensors, scales: Mapping[str, float] = MappingProxyType({})) -> ArrayRecord:
+    """Named tensors, encoded or not, as a message holds them.
+
+    Args:
+        tensors: By name.
+        scales: Of those that are int8, float32; beside them in the order of their names, NaN for one that is missing.
+    """
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    if names := _scaled(tensors):
+        with np.errstate(over="ignore"):  # the other side refuses an infinite one
+            whole[_SCALES] = np.array([scales.get(name, math.nan) for name in names]).astype(np.float32)
+    data = safetensors.numpy.save(whole)
     return ArrayRecord({_ONE: Array("uint8", (len(data),), _SAFETENSORS, data)})
 
 
-def unpack(record: ArrayRecord) -> Tensors:
-    """Named tensors of a message, in name order; nothing is allocated that its bytes do not hold, nothing is unpickled.
+def unpack(record: ArrayRecord) -> tuple[Tensors, dict[str, float]]:
+    """Named tensors of a message, in name order, and the scales of those that are int8, as they came.
+
+    Nothing is allocated that its bytes do not hold, nothing is unpickled.
 
     Raises:
-        Refused: If they cannot be read, or one is of a dtype that is not exchanged.
+        Refused: If they cannot be read, one is of a dtype that is not exchanged, or there is not one scale for each
+            int8 tensor.
     """
     if set(record) != {_ONE}:
         raise Refused(f"a message holds its tensors as one array {_ONE!r}, got {sorted(record)[:5]!r:.200}")
@@ -61,7 +75,20 @@ def unpack(record: ArrayRecord) -> Tensors:
         if tensor.dtype not in DTYPES.values():
             exchanged = ", ".join(dtype.name for dtype in DTYPES.values())
             raise Refused(f"tensor {name!r:.80} has dtype {tensor.dtype.name!r}; exchanged are {exchanged}")
-    return dict(sorted(tensors.items()))  # the reader's own order changes from call to call
+    scales = tensors.pop(_SCALES, np.zeros(0, np.float32))
+    names = _scaled(tensors)
+    if scales.dtype != np.float32 or scales.shape != (len(names),):
+        raise Refused(
+            f"the message has {len(names)} int8 tensors, and its scales are {scales.dtype.name} of shape "
+            f"{scales.shape!r:.80}; there is one float32 for each"
+        )
+    # The reader's own order changes from call to call
+    return dict(sorted(tensors.items())), dict(zip(names, scales.tolist(), strict=True))
+
+
+def _scaled(tensors: Tensors) -> list[str]:
+    """Those that need a scale, in the order in which scales travel."""
+    return sorted(name for name, tensor in tensors.items() if tensor.dtype == np.int8)
 
 
 def to_array_record(arrays: Arrays) -> ArrayRecord:

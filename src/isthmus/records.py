@@ -27,7 +27,7 @@ from isthmus.settings import Section
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same."""
 
-ARRAYS, VALUES, CONFIG, WHITENING, SCALES = "arrays", "values", "config", "whitening", "scales"
+ARRAYS, VALUES, CONFIG, WHITENING = "arrays", "values", "config", "whitening"
 
 _LONGEST_TEXT, _LONGEST_RECIPE = 2000, 20_000  # characters that are read of what the other side says
 
@@ -160,9 +160,7 @@ class RoundRequest:
         config["receipt"] = self.receipt
         config["base"] = self.base
         config["parameters"] = self.parameters
-        records = RecordDict({ARRAYS: pack(self.arrays), CONFIG: config})
-        if self.scales:
-            records[SCALES] = MetricRecord(dict(self.scales))
+        records = RecordDict({ARRAYS: pack(self.arrays, self.scales), CONFIG: config})
         if self.whitening:
             records[WHITENING] = pack(self.whitening)
         return records
@@ -176,15 +174,16 @@ class RoundRequest:
         """
         config = _section(content.config_records, CONFIG)
         require_protocol(config.get("protocol"))
+        arrays, scales = unpack(_section(content.array_records, ARRAYS))
         return RoundRequest(
             run=_text(config, "run"),
             round=_round(config),
             recipe=read_recipe(_typed(config, "recipe", str)),
-            arrays=unpack(_section(content.array_records, ARRAYS)),
-            scales=_figures(SCALES, content.metric_records.get(SCALES, MetricRecord())),
+            arrays=arrays,
+            scales=scales,
             base=_text(config, "base") if "base" in config else "",
             parameters=_text(config, "parameters") if "parameters" in config else "",
-            whitening=unpack(content.array_records[WHITENING]) if WHITENING in content.array_records else {},
+            whitening=unpack(content.array_records[WHITENING])[0] if WHITENING in content.array_records else {},
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
             coordinator=_text(config, "coordinator") if "coordinator" in config else "",
             signature=_text(config, "signature") if "signature" in config else "",
@@ -232,7 +231,8 @@ class RoundReply:
                 "head": self.head,
             }
         )
-        return RecordDict({ARRAYS: pack(self.arrays), VALUES: MetricRecord(dict(self.values)), CONFIG: config})
+        values = MetricRecord({name: value for name, value in self.values.items() if name not in self.arrays})
+        return RecordDict({ARRAYS: pack(self.arrays, self.values), VALUES: values, CONFIG: config})
 
     @staticmethod
     def from_records(content: RecordDict) -> "RoundReply":
@@ -243,12 +243,13 @@ class RoundReply:
         """
         config = _section(content.config_records, CONFIG)
         require_protocol(config.get("protocol"))
+        arrays, scales = unpack(_section(content.array_records, ARRAYS))
         return RoundReply(
             domain=_text(config, "domain"),
             run=_text(config, "run"),
             round=_round(config),
-            arrays=unpack(_section(content.array_records, ARRAYS)),
-            values=_figures(VALUES, _section(content.metric_records, VALUES)),
+            arrays=arrays,
+            values=_figures(_section(content.metric_records, VALUES)) | scales,
             refusal=_text(config, "refusal"),
             exhausted=_typed(config, "exhausted", bool),
             epsilon=_figure(config, "epsilon"),
@@ -289,9 +290,9 @@ def _round(config: ConfigRecord) -> int:
     return number
 
 
-def _figures(name: str, record: MetricRecord) -> dict[str, float]:
+def _figures(record: MetricRecord) -> dict[str, float]:
     if not all(isinstance(value, float | int) for value in record.values()):
-        raise Refused(f"the message's {name} must be numbers")
+        raise Refused("the message's values must be numbers")
     return {key: float(value) for key, value in record.items()}  # type: ignore[arg-type]
 
 

@@ -36,6 +36,7 @@ from isthmus.config import (
     LossName,
     Precision,
     PrivacyPolicy,
+    Trained,
     TrainingConfig,
 )
 from isthmus.privacy.budget import PrivacyBudget
@@ -45,7 +46,7 @@ from isthmus.records import Recipe
 
 ITEMS, DIM = 24, 8
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=12, positions=5, prior_items=4)
-TRAINING = TrainingConfig(learning_rate=1e4, rivals=10, positions=3)
+TRAINING = TrainingConfig(train=Trained.ALL, learning_rate=1e4, rivals=10, positions=3)
 """A large step: what is subtracted to get the update is then nothing beside it."""
 RECIPE = Recipe(features=FeatureConfig(), backbone=SHAPE, training=TRAINING, whitening="")
 RATE, DIVISOR, SIGMA = 0.5, 7.0, 1.5

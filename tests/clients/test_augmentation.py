@@ -12,7 +12,7 @@ from tests.clients.test_trainer import Drawn, flat, run_round
 from isthmus.clients.augmentation import augmented, draw_views
 from isthmus.clients.batches import Batch
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
-from isthmus.config import Augment, TrainingConfig
+from isthmus.config import Augment, Trained, TrainingConfig
 from isthmus.privacy.noise import SeededRandomness
 
 REAL = [Augment.CROP, Augment.MASK, Augment.REORDER]
@@ -87,11 +87,13 @@ def test_a_mask_hides_the_features_of_three_tenths() -> None:
     assert torch.equal(view.history, batch.history)
     assert torch.equal(view.weight, batch.weight)
     backbone = make_case(LENGTHS, seed=1).backbone
-    masked = user_losses(backbone, users, view, TrainingConfig())
-    assert (masked != user_losses(backbone, users, batch, TrainingConfig())).any()
+    masked = user_losses(backbone, users, view, TrainingConfig(train=Trained.ALL))
+    assert (masked != user_losses(backbone, users, batch, TrainingConfig(train=Trained.ALL))).any()
     blank = torch.cat([users.features, users.features.new_zeros(1, users.features.shape[1])])
     shown = dataclasses.replace(view, hidden=None, history=view.history.masked_fill(view.hidden, len(blank) - 1))
-    by_hand = user_losses(backbone, dataclasses.replace(users, features=blank), shown, TrainingConfig())
+    by_hand = user_losses(
+        backbone, dataclasses.replace(users, features=blank), shown, TrainingConfig(train=Trained.ALL)
+    )
     torch.testing.assert_close(masked, by_hand)
 
 

@@ -17,7 +17,7 @@ from isthmus.clients.finish import LOCAL_BACKBONE, FinishedDomain, finish_domain
 from isthmus.clients.head import Head, Method, Verdict, load_head
 from isthmus.clients.scorers import ItemCf, Popularity, TextNeighbours, rank_users
 from isthmus.clients.trainer import make_training_set
-from isthmus.config import BackboneConfig, EvaluationConfig, FeatureConfig, TrainingConfig
+from isthmus.config import BackboneConfig, EvaluationConfig, FeatureConfig, Trained, TrainingConfig
 from isthmus.features import Whitening
 from isthmus.records import Recipe
 
@@ -25,7 +25,7 @@ SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
 RECIPE = Recipe(
     features=FeatureConfig(encoder="hash:64"),
     backbone=SHAPE,
-    training=TrainingConfig(rivals=20, positions=2),
+    training=TrainingConfig(train=Trained.ALL, rivals=20, positions=2),
     whitening="",
 )
 

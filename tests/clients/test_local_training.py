@@ -14,11 +14,11 @@ from isthmus.clients.data import DomainData
 from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.local_training import train_alone
 from isthmus.clients.trainer import TrainingSet, make_training_set
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, Trained, TrainingConfig
 from isthmus.records import Recipe
 
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
-TRAINING = TrainingConfig(rivals=30, positions=4)
+TRAINING = TrainingConfig(train=Trained.ALL, rivals=30, positions=4)
 
 
 def trainable(data: DomainData, features: np.ndarray) -> TrainingSet:

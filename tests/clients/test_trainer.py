@@ -34,11 +34,11 @@ from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import private_optimizer, trainer
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import TrainingSet, make_batch, train_round, user_losses
-from isthmus.config import TrainingConfig
+from isthmus.config import Trained, TrainingConfig
 from isthmus.privacy.noise import Floats, Randomness, SeededRandomness
 from isthmus.records import Arrays
 
-PLAIN = TrainingConfig(learning_rate=0.5, rivals=10, positions=3)
+PLAIN = TrainingConfig(train=Trained.ALL, learning_rate=0.5, rivals=10, positions=3)
 
 
 @dataclass

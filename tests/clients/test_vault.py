@@ -36,7 +36,7 @@ from isthmus.records import Arrays, Kind, Recipe, RoundRequest
 USERS, ITEMS = 24, 16
 FEATURES = FeatureConfig(encoder="hash:64")
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
-TRAINING = TrainingConfig(learning_rate=0.5, rivals=10)
+TRAINING = TrainingConfig(train=Trained.ALL, learning_rate=0.5, rivals=10)
 
 ONE_ROUND = {"rounds": 1, "evaluations": 0}
 

@@ -39,7 +39,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> RoundRequest:
     encoded = encode_texts(texts, FEATURES.encoder, cache_dir=tmp_path_factory.mktemp("texts"))
     whitening = fit_whitening([text_moments(encoded)], eps=1e-3, dim=8)
     arrays: Arrays = {"mean": whitening.mean, "matrix": whitening.matrix}
-    training = TrainingConfig(learning_rate=0.5, rivals=10)
+    training = TrainingConfig(train=Trained.ALL, learning_rate=0.5, rivals=10)
     recipe = Recipe(features=FEATURES, backbone=SHAPE, training=training, whitening=arrays_digest(arrays).hex())
     parameters = shared_parameters(Backbone(8, SHAPE))
     return RoundRequest(

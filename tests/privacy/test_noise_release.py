@@ -25,7 +25,7 @@ from isthmus.backbone import Backbone
 from isthmus.clients import private_optimizer
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import train_round
-from isthmus.config import BackboneConfig, TrainingConfig
+from isthmus.config import BackboneConfig, Trained, TrainingConfig
 from isthmus.errors import ConfigError
 from isthmus.packing import from_array_record
 from isthmus.privacy import noise
@@ -214,7 +214,7 @@ def test_neighbours_reach_the_same_results() -> None:
 # What leaves a round.
 
 SHAPE = BackboneConfig(width=64, heads=2, layers=3, feedforward=128, positions=8)
-TRAINING = TrainingConfig(learning_rate=0.25, rivals=10, positions=3)
+TRAINING = TrainingConfig(train=Trained.ALL, learning_rate=0.25, rivals=10, positions=3)
 
 
 class GivenBatch(SecureRandomness):

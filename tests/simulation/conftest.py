@@ -42,6 +42,7 @@ feedforward = 8
 positions = 8
 
 [training]
+train = "all"
 learning_rate = 0.5
 rivals = 10
 

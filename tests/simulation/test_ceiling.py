@@ -10,14 +10,14 @@ from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, load_domain_data
 from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.trainer import make_training_set
-from isthmus.config import BackboneConfig, FeatureConfig, TrainingConfig, load_domain
+from isthmus.config import BackboneConfig, FeatureConfig, Trained, TrainingConfig, load_domain
 from isthmus.demo import DOMAINS, DemoDomain, _write_domain
 from isthmus.features import encode_texts, fit_whitening, text_moments
 from isthmus.records import Recipe
 from isthmus.simulation.ceiling import Pooled, train_centralised
 
 SHAPE = BackboneConfig(width=16, layers=1, heads=2, feedforward=16, positions=8)
-TRAINING = TrainingConfig(rivals=40)
+TRAINING = TrainingConfig(train=Trained.ALL, rivals=40)
 
 
 def drifting(folder: Path, name: str, users: int) -> DomainData:

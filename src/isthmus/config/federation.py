@@ -3,7 +3,7 @@
 import enum
 import hashlib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -163,8 +163,16 @@ class Trained(enum.StrEnum):
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
 
 
+RECENCY = {"learning_rate": 5.0, "rivals": 200, "loss": LossName.NDCG, "temperature": 0.03}
+"""What `train = "recency"` is trained with unless a federation file says otherwise."""
+
+
 class TrainingConfig(Section):
     """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
+
+    The default recipe is the one that helps domains which are new or small: `recency`, with the loss, the rivals, the
+    temperature and the learning rate that it was measured with (`RECENCY`). The other defaults are those of everything
+    else that can be trained.
 
     Attributes:
         learning_rate: Step size of the local optimizer; `adam_bc` has no default.
@@ -192,8 +200,17 @@ class TrainingConfig(Section):
     clipping: Annotated[Clipping, Field(strict=False)] = Clipping.FLAT
     optimizer: Annotated[OptimizerName, Field(strict=False)] = OptimizerName.SGD
     augment: Annotated[Augment, Field(strict=False)] = Augment.NONE
-    train: Annotated[Trained, Field(strict=False)] = Trained.ALL
+    train: Annotated[Trained, Field(strict=False)] = Trained.RECENCY
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_recency(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("train", Trained.RECENCY) != Trained.RECENCY:
+            return given
+        needless = {"learning_rate"} if given.get("optimizer") == OptimizerName.ADAM_BC else set()
+        needless |= {"temperature"} if given.get("loss", LossName.NDCG) != LossName.NDCG else set()
+        return {key: value for key, value in RECENCY.items() if key not in needless} | given
 
     @model_validator(mode="after")
     def _what_belongs_together(self) -> Self:

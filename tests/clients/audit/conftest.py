@@ -3,7 +3,15 @@
 import pytest
 from tests.conftest import TinyDomain
 
-from isthmus.config import BackboneConfig, DomainConfig, FeatureConfig, FederationConfig, TrainingConfig, load_domain
+from isthmus.config import (
+    BackboneConfig,
+    DomainConfig,
+    FeatureConfig,
+    FederationConfig,
+    Trained,
+    TrainingConfig,
+    load_domain,
+)
 
 
 @pytest.fixture
@@ -20,5 +28,5 @@ def federation() -> FederationConfig:
         domains=("books",),
         features=FeatureConfig(encoder="hash:64", dim=24),
         backbone=BackboneConfig(width=16, heads=2, feedforward=16, layers=1, positions=8),
-        training=TrainingConfig(learning_rate=2.0, rivals=60),
+        training=TrainingConfig(train=Trained.ALL, learning_rate=2.0, rivals=60),
     )
