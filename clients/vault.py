@@ -25,6 +25,7 @@ from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.delivery import delivered_path, keep_delivered
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
+from isthmus.clients.local_optimizers import require_whole_pairs
 from isthmus.clients.received import Received
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
@@ -246,6 +247,8 @@ class Vault(Answering):
             return functools.partial(self._catalogue, request)
         if kind is Kind.METRIC and not self.config.privacy.evaluations:
             raise Refused("this domain releases no evaluations (`privacy.evaluations` in domain.toml is 0)")
+        if kind is Kind.UPDATE:
+            require_whole_pairs(request.recipe.training, self.config.privacy)
         whitening = self._whitening(request)
         backbone = _backbone(request.recipe, shared, whitening)
         self._parameters.keep(request.parameters_digest().hex(), shared)

@@ -12,19 +12,21 @@
 | `median`       | median of each coordinate                            | Yin et al., ICML 2018                        |
 | `trimmed_mean` | mean of each coordinate without f highest and lowest | Yin et al., ICML 2018                        |
 | `krum`         | the one update that n - f - 2 others are closest to  | Blanchard et al., NeurIPS 2017               |
+| `reptile`      | a share of the weighted mean update                  | Nichol, Achiam and Schulman, 2018            |
 
-The last three withstand f outliers (`outliers`) among the domains, and pay for it: they count every domain alike, and
-what they leave out of n updates would have averaged noise away (docs/transfer.md has figures).
+`median`, `trimmed_mean` and `krum` withstand f outliers (`outliers`) among the domains, and pay for it: they count
+every domain alike, and what they leave out of n updates would have averaged noise away (docs/transfer.md has figures).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum
 
 from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import Arrays
-from isthmus.packing import pack
+from isthmus.packing import from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.strategies.guarded import Guarded
 
@@ -71,9 +73,47 @@ class GuardedKrum(Guarded, Krum):
     """Krum behind our validation."""
 
 
+class Reptile(FedAvg):
+    """Batched Reptile: towards the mean of where the domains' own steps lead, and not all of the way.
+
+    Attributes:
+        share: Of the way, in (0, 1]; 1 is FedAvg.
+    """
+
+    share: float
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As FedAvg's; remembers where the way begins."""
+        self._before = from_array_record(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """FedAvg's mean, and a share of the way there."""
+        mean, metrics = super().aggregate_train(server_round, replies)
+        if mean is None:
+            return None, metrics
+        ends = {name: packed.numpy() for name, packed in mean.items()}
+        moved = {name: before + self.share * (ends[name] - before) for name, before in self._before.items()}
+        return to_array_record(moved), metrics
+
+
+class GuardedReptile(Guarded, Reptile):
+    """Reptile behind our validation."""
+
+
 def _trimmed_mean(config: StrategyConfig) -> Guarded:
     strategy = GuardedTrimmedMean()
     strategy.outliers = config.outliers or 1
+    return strategy
+
+
+def _reptile(config: StrategyConfig) -> Guarded:
+    strategy = GuardedReptile()
+    strategy.share = config.server_learning_rate
     return strategy
 
 
@@ -84,6 +124,7 @@ _MAKERS: dict[StrategyName, Callable[[StrategyConfig], Guarded]] = {
     StrategyName.MEDIAN: lambda _: GuardedMedian(),
     StrategyName.TRIMMED_MEAN: _trimmed_mean,
     StrategyName.KRUM: lambda c: GuardedKrum(num_malicious_nodes=c.outliers or 1),
+    StrategyName.REPTILE: _reptile,
 }
 
 

@@ -57,6 +57,8 @@ CHOICES: dict[str, str] = {
     "train = head": '[training]\ntrain = "head"',
     "train = lora, rank 4": '[training]\ntrain = "lora"\nrank = 4',
     "train = lora, rank 16": '[training]\ntrain = "lora"\nrank = 16',
+    "optimizer = per_fedavg, inner 1": '[training]\noptimizer = "per_fedavg"\ninner_learning_rate = 1.0',
+    "reptile, 0.5": '[strategy]\nname = "reptile"\nserver_learning_rate = 0.5',
     "learning_rate = 0.5": "[training]\nlearning_rate = 0.5",
     "learning_rate = 2": "[training]\nlearning_rate = 2.0",
     "learning_rate = 2, average = 0.9": "[training]\nlearning_rate = 2.0\n\n[strategy]\naverage = 0.9",
@@ -120,8 +122,9 @@ def main() -> int:
 def one_run(file: Path, text: str, seed: int, out: Path) -> Scored:
     """The rounds of one run, and the backbone that they left, scored."""
     made = file.read_text(encoding="utf-8").replace("evaluate_every = 5", "evaluate_every = 0")
-    if "train = " in text:
-        made = made.replace('train = "all"', "", 1)
+    for said in ('train = "all"', 'name = "fedavg"'):
+        if said.partition('"')[0] in text:
+            made = made.replace(said, "", 1)
     for section in text.split("\n\n"):
         made = made.replace(section.partition("\n")[0], f"{section}\n", 1)
     other = file.with_name(f"{out.name}.toml")

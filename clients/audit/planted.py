@@ -110,7 +110,13 @@ def audit_planted(  # noqa: PLR0913 - keyword-only, each with a default that is 
     titles = public_titles(domain, most=items)
     rows = make_up_users(users, items=len(titles), length=length, generator=generator)
     included = generator.random(users) < 0.5
-    plain = {"optimizer": OptimizerName.SGD, "augment": Augment.NONE, "train": Trained.ALL, "rank": None}
+    plain = {
+        "optimizer": OptimizerName.SGD,
+        "augment": Augment.NONE,
+        "train": Trained.ALL,
+        "rank": None,
+        "inner_learning_rate": None,
+    }
     federation = federation.model_copy(update={"training": federation.training.model_copy(update=plain)})
     with tempfile.TemporaryDirectory() as folder:
         transcript = run_vault(

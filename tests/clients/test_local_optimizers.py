@@ -1,4 +1,4 @@
-"""DP-AdamBC takes the noise's variance off the second moment, is Adam without noise, and remembers nothing."""
+"""What moves parameters by noisy gradients is what its paper says, and remembers nothing from round to round."""
 
 import math
 
@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.clients.sensitivity import DIVISOR, SIGMA, TRAINING, make_case
+from tests.clients.sensitivity import DIVISOR, SIGMA, TRAINING, make_case, policy_of
 from tests.clients.test_trainer import Drawn, flat, nobody, run_round
 from torch import nn
 
-from isthmus.clients.local_optimizers import AdamBC
+from isthmus.clients.local_optimizers import AdamBC, PerFedAvg, require_whole_pairs
 from isthmus.config import OptimizerName
+from isthmus.errors import Refused
 from isthmus.privacy.noise import SeededRandomness
 
 ADAM_BC = TRAINING.model_copy(update={"optimizer": OptimizerName.ADAM_BC, "learning_rate": 0.02})
+PER_FEDAVG = TRAINING.model_copy(
+    update={"optimizer": OptimizerName.PER_FEDAVG, "learning_rate": 0.02, "inner_learning_rate": 0.3}
+)
 STEPS, SIZE, RATE = 12, 50, 0.01
 
 Floats = NDArray[np.float64]
@@ -101,3 +105,71 @@ def test_a_round_starts_without_memory() -> None:
         flat(run_round(case, Drawn(case.chosen, SeededRandomness(8)), training=ADAM_BC, steps=2)) for _ in range(2)
     )
     np.testing.assert_array_equal(first, again)
+
+
+STEEP, FLAT, INNER = 4.0, 0.5, 0.2
+"""Curvatures of two domains' losses, whose best parameters are 0 and 1, and how far a domain adapts."""
+
+
+def after_adapting(place: float) -> float:
+    """Sum of both domains' losses c (w - best)^2 / 2, each after one exact step of its own."""
+    return sum(c * ((1 - INNER * c) * (place - best)) ** 2 / 2 for c, best in ((STEEP, 0.0), (FLAT, 1.0)))
+
+
+def test_per_fedavg_finds_the_start_from_which_one_step_leads_further() -> None:
+    """The paper's point, on two quadratic losses: not where the sum is least, but where it is after a step of each.
+
+    A domain with a steep loss corrects itself by its own step, so the start leans to the other. The first-order rule
+    ends where the sum of c (1 - inner c) (w - best) is zero, which is better after adapting than the joint minimum.
+    """
+    place = 0.5
+    for _ in range(2000):
+        ends = []
+        for curvature, best in ((STEEP, 0.0), (FLAT, 1.0)):
+            parameter = nn.Parameter(torch.tensor([place], dtype=torch.float64))
+            optimizer = PerFedAvg([parameter], lr=RATE, inner=INNER)
+            for _ in range(2):
+                parameter.grad = curvature * (parameter.detach() - best)
+                optimizer.step()
+            ends.append(parameter.item())
+        place = float(np.mean(ends))
+    steep, flat_ = STEEP * (1 - INNER * STEEP), FLAT * (1 - INNER * FLAT)
+    joint = FLAT / (STEEP + FLAT)
+    assert place == pytest.approx(flat_ / (steep + flat_), abs=1e-9)
+    assert after_adapting(place) < 0.6 * after_adapting(joint)
+
+
+def test_a_round_of_pairs_takes_the_first_step_of_each_back() -> None:
+    """With empty batches an update is the second noise of each pair; the first of each left nothing but its draw."""
+    case = nobody(make_case([5], seed=19))
+    update = flat(run_round(case, Drawn(case.chosen, SeededRandomness(7)), training=PER_FEDAVG, steps=4))
+    source, stddev = SeededRandomness(7), SIGMA * case.clip / DIVISOR
+    noises = np.stack([stddev * source.gaussian(update.size) for _ in range(4)])
+    np.testing.assert_allclose(update, -0.02 * (noises[1] + noises[3]), rtol=1e-5, atol=1e-7)
+
+
+def test_the_second_gradient_of_a_pair_is_that_of_the_adapted_parameters() -> None:
+    """With users: an inner step of nothing is SGD of half as many steps, and a real one is not."""
+    case = make_case([5, 6], seed=21)
+    found = [
+        flat(
+            run_round(
+                case,
+                Drawn(case.chosen, SeededRandomness(7)),
+                training=PER_FEDAVG.model_copy(update={"inner_learning_rate": inner}),
+                steps=2,
+            )
+        )
+        for inner in (1e-12, 1e3)
+    ]
+    assert np.linalg.norm(found[0] - found[1]) > 1e-3 * np.linalg.norm(found[0])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_odd_number_of_steps_is_refused(steps: int) -> None:
+    """A first step without its second would stay in the parameters."""
+    policy = policy_of(make_case([5], seed=1)).model_copy(update={"steps_per_round": steps})
+    with pytest.raises(Refused, match=f"in pairs, and this domain takes {steps} a round"):
+        require_whole_pairs(PER_FEDAVG, policy)
+    require_whole_pairs(TRAINING, policy)
+    require_whole_pairs(PER_FEDAVG, policy.model_copy(update={"steps_per_round": steps + 1}))

@@ -23,7 +23,7 @@ RECIPE = Recipe(
     features=FeatureConfig(encoder="hash:64"), backbone=BackboneConfig(), training=TrainingConfig(), whitening="ab" * 32
 )
 RATE = 0.05
-AVERAGING = [StrategyName.FEDAVG, StrategyName.FEDADAM, StrategyName.FEDPROX]
+AVERAGING = [StrategyName.FEDAVG, StrategyName.FEDADAM, StrategyName.FEDPROX, StrategyName.REPTILE]
 """Of the others, tests/strategies/test_robust.py."""
 
 Exact = dict[str, NDArray[np.float64]]
@@ -100,6 +100,17 @@ def test_fedavg_and_fedprox_add_the_weighted_mean_of_the_updates(name: StrategyN
         np.testing.assert_allclose(shared[key], array, rtol=1e-5, atol=2e-6)
 
 
+def test_reptile_goes_a_share_of_the_way_to_the_mean() -> None:
+    """Nichol, Achiam and Schulman, algorithm 2, in double precision: x + share (mean of the ends - x), three rounds."""
+    strategy, shared = make(StrategyName.REPTILE), draw(99)
+    expected = {key: array.astype(np.float64) for key, array in shared.items()}
+    for round_ in (1, 2, 3):
+        shared = one_round(strategy, round_, shared)
+        expected = {key: array + RATE * mean_of(round_)[key] for key, array in expected.items()}
+    for key, array in expected.items():
+        np.testing.assert_allclose(shared[key], array, rtol=1e-5, atol=2e-6)
+
+
 def test_fedadam_is_adam_on_the_weighted_mean_update() -> None:
     """Four rounds against an independent computation in double precision."""
     strategy, shared = make(StrategyName.FEDADAM), draw(99)
@@ -154,7 +165,12 @@ def test_restoring_before_the_first_round_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(StrategyName.FEDAVG, FedAvg), (StrategyName.FEDADAM, FedAdam), (StrategyName.FEDPROX, FedProx)],
+    [
+        (StrategyName.FEDAVG, FedAvg),
+        (StrategyName.FEDADAM, FedAdam),
+        (StrategyName.FEDPROX, FedProx),
+        (StrategyName.REPTILE, FedAvg),
+    ],
 )
 def test_a_name_gives_flowers_own_strategy_behind_the_guard(name: StrategyName, kind: type) -> None:
     """One answering domain is enough, and only FedProx pulls."""

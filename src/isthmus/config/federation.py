@@ -63,6 +63,7 @@ class StrategyName(enum.StrEnum):
     MEDIAN = "median"
     TRIMMED_MEAN = "trimmed_mean"
     KRUM = "krum"
+    REPTILE = "reptile"
 
 
 _NEEDED = {
@@ -82,7 +83,7 @@ class StrategyConfig(Section):
         evaluate_every: A noisy evaluation after every so many rounds; 0 for none.
         weights: Declared public weight of each domain; 1 where absent. Never a user count.
         max_update_norm: A reply whose update has a larger L2 norm is refused.
-        server_learning_rate: FedAdam's eta.
+        server_learning_rate: FedAdam's eta; of `reptile`, which has no default, how much of the mean step is taken.
         proximal_mu: FedProx's mu.
         outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
             They count every domain alike, so declared weights are an error beside them.
@@ -112,6 +113,11 @@ class StrategyConfig(Section):
         if self.name not in _NEEDED and self.outliers is not None:
             robust = ", ".join(_NEEDED)
             raise ValueError(f"`outliers` belongs to {robust}; {self.name} tolerates none")
+        share = self.server_learning_rate if "server_learning_rate" in self.model_fields_set else 0.0
+        if self.name is StrategyName.REPTILE and not 0 < share <= 1:
+            raise ValueError(
+                '`name = "reptile"` needs a `server_learning_rate` in (0, 1], 0.5 for example: its share of the mean'
+            )
         return self
 
 
@@ -142,6 +148,7 @@ class OptimizerName(enum.StrEnum):
 
     SGD = "sgd"
     ADAM_BC = "adam_bc"  # DP-AdamBC of Tang, Shpilevskiy and Lecuyer, AAAI 2024
+    PER_FEDAVG = "per_fedavg"  # first-order Per-FedAvg of Fallah, Mokhtari and Ozdaglar, NeurIPS 2020
 
 
 class Augment(enum.StrEnum):
@@ -163,6 +170,10 @@ class Trained(enum.StrEnum):
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 RECENCY = {"learning_rate": 5.0, "rivals": 200, "loss": LossName.NDCG, "temperature": 0.03}
 """What `train = "recency"` is trained with unless a federation file says otherwise."""
 
@@ -176,6 +187,7 @@ class TrainingConfig(Section):
 
     Attributes:
         learning_rate: Step size of the local optimizer; `adam_bc` has no default.
+        inner_learning_rate: Of `per_fedavg`: how far a domain would adapt the backbone by one step of its own.
         momentum: Of the local optimizer `sgd`, in [0, 1).
         rivals: Items that the text prior ranks highest for a position and that the next item is told from; a
             position whose next item is not among them carries no loss.
@@ -202,6 +214,7 @@ class TrainingConfig(Section):
     augment: Annotated[Augment, Field(strict=False)] = Augment.NONE
     train: Annotated[Trained, Field(strict=False)] = Trained.RECENCY
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
+    inner_learning_rate: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -220,6 +233,12 @@ class TrainingConfig(Section):
             raise ValueError(
                 '`optimizer = "adam_bc"` needs a `learning_rate` of its own, 0.001 for example: about how far a '
                 "coordinate moves in a step"
+            )
+        if (self.optimizer is OptimizerName.PER_FEDAVG) != (self.inner_learning_rate is not None):
+            raise ValueError(
+                '`optimizer = "per_fedavg"` needs an `inner_learning_rate`, of its first step of two'
+                if self.inner_learning_rate is None
+                else f"`inner_learning_rate` belongs to per_fedavg; {self.optimizer} has one step, so leave it out"
             )
         if (self.train is Trained.LORA) != (self.rank is not None):
             raise ValueError(
