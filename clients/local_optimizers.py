@@ -112,7 +112,7 @@ def require_whole_pairs(training: TrainingConfig, policy: PrivacyPolicy) -> None
     if training.optimizer is OptimizerName.PER_FEDAVG and policy.steps_per_round % 2:
         raise Refused(
             f'`optimizer = "per_fedavg"` takes steps in pairs, and this domain takes {policy.steps_per_round} a round '
-            "(`privacy.steps_per_round` in domain.toml); ask for another optimizer, or let the domain take an even number"
+            "(`privacy.steps_per_round` in domain.toml); ask for another one, or let it take an even number"
         )
 
 

@@ -126,6 +126,7 @@ def test_an_update_is_charged_as_the_domains_own_policy_says(open_vault: Opener,
         {"rivals": 1000, "positions": 1000, "temperature": 1e-9},
         {"clipping": Clipping.AUTOMATIC, "optimizer": OptimizerName.ADAM_BC, "augment": Augment.MASK},
         {"train": Trained.LORA, "rank": 2, "augment": Augment.CROP},
+        {"optimizer": OptimizerName.PER_FEDAVG, "inner_learning_rate": 1e6},
     ],
 )
 def test_nothing_in_a_recipe_changes_what_a_round_costs(
@@ -135,6 +136,19 @@ def test_nothing_in_a_recipe_changes_what_a_round_costs(
     vault = open_vault()
     release = vault.release(Kind.UPDATE, retrained(request_one, **changes))
     assert encode_event(release.entry.event) == encode_event(vault.plan.update_event(2))
+
+
+def test_steps_that_come_in_pairs_are_refused_where_one_would_be_left_over(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """Before anything is charged; the domain's steps stay what its own policy says."""
+    vault = open_vault()
+    policy = vault.config.privacy.model_copy(update={"steps_per_round": 3})
+    vault.config = vault.config.model_copy(update={"privacy": policy})
+    pairs = retrained(request_one, optimizer=OptimizerName.PER_FEDAVG, inner_learning_rate=0.1)
+    with pytest.raises(Refused, match="in pairs, and this domain takes 3 a round"):
+        vault.release(Kind.UPDATE, pairs)
+    assert_nothing_happened(vault)
 
 
 @pytest.mark.parametrize(
