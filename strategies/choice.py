@@ -13,6 +13,7 @@
 | `trimmed_mean` | mean of each coordinate without f highest and lowest | Yin et al., ICML 2018                        |
 | `krum`         | the one update that n - f - 2 others are closest to  | Blanchard et al., NeurIPS 2017               |
 | `reptile`      | a share of the weighted mean update                  | Nichol, Achiam and Schulman, 2018            |
+| `feddf`        | FedAvg, then distillation of the domains' ensemble   | Lin et al., NeurIPS 2020                     |
 
 `median`, `trimmed_mean` and `krum` withstand f outliers (`outliers`) among the domains, and pay for it: they count
 every domain alike, and what they leave out of n updates would have averaged noise away (docs/transfer.md has figures).
@@ -28,6 +29,7 @@ from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import Arrays
 from isthmus.packing import from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
+from isthmus.strategies.distillation import FedDF
 from isthmus.strategies.guarded import Guarded
 
 
@@ -105,6 +107,10 @@ class GuardedReptile(Guarded, Reptile):
     """Reptile behind our validation."""
 
 
+class GuardedFedDF(Guarded, FedDF):
+    """Ensemble distillation behind our validation."""
+
+
 def _trimmed_mean(config: StrategyConfig) -> Guarded:
     strategy = GuardedTrimmedMean()
     strategy.outliers = config.outliers or 1
@@ -125,6 +131,7 @@ _MAKERS: dict[StrategyName, Callable[[StrategyConfig], Guarded]] = {
     StrategyName.TRIMMED_MEAN: _trimmed_mean,
     StrategyName.KRUM: lambda c: GuardedKrum(num_malicious_nodes=c.outliers or 1),
     StrategyName.REPTILE: _reptile,
+    StrategyName.FEDDF: lambda _: GuardedFedDF(),
 }
 
 

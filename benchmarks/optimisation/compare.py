@@ -59,6 +59,7 @@ CHOICES: dict[str, str] = {
     "train = lora, rank 16": '[training]\ntrain = "lora"\nrank = 16',
     "optimizer = per_fedavg, inner 1": '[training]\noptimizer = "per_fedavg"\ninner_learning_rate = 1.0',
     "reptile, 0.5": '[strategy]\nname = "reptile"\nserver_learning_rate = 0.5',
+    "feddf": '[strategy]\nname = "feddf"',
     "learning_rate = 0.5": "[training]\nlearning_rate = 0.5",
     "learning_rate = 2": "[training]\nlearning_rate = 2.0",
     "learning_rate = 2, average = 0.9": "[training]\nlearning_rate = 2.0\n\n[strategy]\naverage = 0.9",

@@ -64,6 +64,7 @@ class StrategyName(enum.StrEnum):
     TRIMMED_MEAN = "trimmed_mean"
     KRUM = "krum"
     REPTILE = "reptile"
+    FEDDF = "feddf"
 
 
 _NEEDED = {
