@@ -9,7 +9,7 @@ from rich.table import Table
 
 from isthmus.cli.console import stderr, stdout
 from isthmus.cli.data import Json
-from isthmus.config import load_domain
+from isthmus.config import load_domain, load_federation
 
 _DEMO = Path("isthmus-demo")
 
@@ -28,13 +28,16 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
 
     FEDERATION is a federation file. Without one, the built-in synthetic demo is written to isthmus-demo/ and run.
     """
+    if backend not in ("in-process", "ray"):
+        raise typer.BadParameter(f"must be in-process or ray, got {backend!r}", param_hint="--backend")
+    if federation is not None:  # what is wrong in a file is said at once
+        for folder in load_federation(federation).domain_folders():
+            load_domain(folder)
     from isthmus.cli.watching import LiveWatcher  # noqa: PLC0415 - these take seconds to import
     from isthmus.demo import write_demo  # noqa: PLC0415
     from isthmus.report.terminal import summary_table  # noqa: PLC0415
     from isthmus.simulation import Backend, prepare, run  # noqa: PLC0415
 
-    if backend not in ("in-process", "ray"):
-        raise typer.BadParameter(f"must be in-process or ray, got {backend!r}", param_hint="--backend")
     chosen: Backend = "ray" if backend == "ray" else "in-process"
     if federation is None:
         federation = _DEMO / "federation.toml"
