@@ -206,7 +206,7 @@ def test_another_protocol_is_refused(protocol: object) -> None:
         ("recipe", "{}"),
         ("recipe", "NaN"),
         ("recipe", "[" * 3000),
-        ("recipe", RECIPE.model_dump_json().replace("0.1", "NaN")),
+        ("recipe", RECIPE.model_dump_json().replace("0.03", "NaN")),
         ("recipe", RECIPE.model_dump_json().replace('"whitening"', '"epsilon"')),
         ("recipe", "x" * 1_000_000),
     ],
