@@ -50,7 +50,10 @@ CPU-seconds allows. A thousand domains fit into 1.1 GiB as they are.""",
     "encoding": """\
 Of the float32 encoder's CPU-time 83 % is in matrix products (torch's profiler, 600 texts of Office), 5 % in
 gelu and 5 % in attention. Length sorting saves padding, and these texts have little of it. What is left is
-fewer bits, or another runtime, which was not tried. Real catalogues are encoded once and kept.""",
+fewer bits, or another runtime: ONNX Runtime 1.32 on the same sorted batches of 600 texts of Office took a 1.8th to
+a 2.0th of the card's time in float32, and a 2.9th to a 3.7th in 8 bits (dynamic, per channel), where the lowest
+cosine is 0.983 and 78 texts are below the 0.99 that the bar asks for (tried once, not kept: two dependencies and
+an export for what is done once). Real catalogues are encoded once and kept.""",
 }
 """What keeps a bar that is missed out of reach; printed below a benchmark's lines where one is."""
 

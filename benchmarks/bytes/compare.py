@@ -1,7 +1,7 @@
 """Bytes that cross in a run, and what rounding them costs, for each format of updates.
 
     python benchmarks/bytes/compare.py              # the demo; Office and Industrial too, where the data are there
-    python benchmarks/bytes/compare.py --seeds 1 --only demo --out page.md
+    python benchmarks/bytes/compare.py --seeds 1 --only demo
 
 Every seed runs each federation in all formats, under one run id, so that batches and noise are the same and a
 difference is that of rounding. Bytes are what `result.json` counts: tensors, their names and scales, without what
@@ -10,12 +10,10 @@ last round left it (so that a run which ships the untrained prior says something
 in the end. In brackets is the 95 % bootstrap interval over users of the float32 run.
 
 Bars, set before the measurement: int8 crosses in at most 1 / 3.5 of the bytes of float32, up and, after the first
-round, down; and every NDCG@10 is within the interval of float32's. The page goes to `benchmarks/BYTES.md` (or `--out`);
-exit code 1 where a bar is missed.
+round, down; and every NDCG@10 is within the interval of float32's. Exit code 1 where a bar is missed.
 """
 
 import argparse
-import datetime as dt
 import statistics
 import subprocess
 import sys
@@ -99,7 +97,7 @@ class Measured:
 
 
 def main() -> int:
-    """Parse, measure, print, write the page; exit code 1 where a bar is missed."""
+    """Parse, measure, print; exit code 1 where a bar is missed."""
     parser = argparse.ArgumentParser(
         description="Bytes of a run in each format of updates, and NDCG@10 beside float32's.",
         epilog="Example: python benchmarks/bytes/compare.py --seeds 1 --only demo",
@@ -109,13 +107,10 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, default=DATA, help="the data sets (default: ../shared/data by the checkout)"
     )
-    parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "BYTES.md", help="page to write")
     arguments = parser.parse_args()
-    measured = list(runs(arguments.seeds, only=arguments.only, data=arguments.data))
-    compared = lines(measured)
+    compared = lines(list(runs(arguments.seeds, only=arguments.only, data=arguments.data)))
     for line in compared:
         print(f"{line.name}: {line.ours:.6g} {line.unit}, {line.peer_name} {line.peer:.6g}, ratio {line.ratio:.3f}")
-    arguments.out.write_text(page(measured, compared), encoding="utf-8")
     return 0 if all(line.met is not False for line in compared) else 1
 
 
@@ -241,63 +236,6 @@ def _quality(name: str, form: UpdateFormat, key: tuple[str, str], ours: Measured
         unit="NDCG@10",
         met=low <= mine.ndcg <= high,
     )
-
-
-def page(measured: list[Measured], compared: list[Line]) -> str:
-    """The figures as Markdown."""
-    seeds = sorted({each.seed for each in measured})
-    text = [
-        "# Bytes of a run",
-        "",
-        f"{dt.datetime.now(dt.UTC).date()}, seeds {', '.join(map(str, seeds))}, in process, one torch thread.",
-        "Tensors, names and scales, as `result.json` counts them; medians over seeds. `a round`: mean over all rounds",
-        "after the first, evaluations included. The first round sends whitening and parameters whole, to each domain.",
-        "",
-        "| federation, format: what | bytes | float32 | float32 / format | bar |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for line in compared:
-        if line.unit == "bytes":
-            bar = "" if line.bar is None else f"{line.bar}: {'**met**' if line.met else '**missed**'}"
-            text.append(f"| {line.name} | {line.ours:,.0f} | {line.peer:,.0f} | {line.ratio:.2f} | {bar} |")
-    text += ["", *_sizes(measured), "", "## NDCG@10", ""]
-    text += [
-        "Same batches and noise in every format. `backbone`: alone, as the last round left it. `served`: what the",
-        "domain uses in the end.",
-        "",
-        "| federation, domain, seed | what | float32, 95 % interval | bfloat16 | int8 | within |",
-        "|---|---|---|---:|---:|---|",
-    ]
-    base = [each for each in measured if each.form is BASE]
-    for run_ in base:
-        others = {each.form: each for each in measured if (each.federation, each.seed) == (run_.federation, run_.seed)}
-        for key in sorted(run_.ndcg):
-            peer, figures = run_.ndcg[key], [others[form].ndcg[key].ndcg for form in UpdateFormat if form is not BASE]
-            low, high = peer.ndcg_ci95
-            within = all(low <= figure <= high for figure in figures)
-            text.append(
-                f"| {run_.federation}, {key[0]}, {run_.seed} | {key[1]} | {peer.ndcg:.4f} [{low:.4f}, {high:.4f}] "
-                f"| {figures[0]:.4f} | {figures[1]:.4f} | {'yes' if within else '**no**'} |"
-            )
-    quality = [line for line in compared if line.unit == "NDCG@10"]
-    inside = sum(line.met is True for line in quality)
-    furthest = max(quality, key=lambda line: abs(line.ours - line.peer))
-    verdict = "**met**" if inside == len(quality) else "**missed**"
-    text += [
-        "",
-        f"Bar, every figure within float32's interval: {inside} of {len(quality)}, {verdict}.",
-        f"Furthest from float32: {furthest.ours - furthest.peer:+.4f} ({furthest.name}).",
-        "",
-        "Made by `python benchmarks/bytes/compare.py`, which says how each figure is taken; the bars were set before.",
-        "",
-    ]
-    return "\n".join(text)
-
-
-def _sizes(measured: list[Measured]) -> list[str]:
-    """How large the backbones are."""
-    sizes = dict.fromkeys((each.federation, each.parameters) for each in measured)
-    return [f"- {name}: {parameters:,} shared parameters." for name, parameters in sizes]
 
 
 if __name__ == "__main__":
