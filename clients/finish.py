@@ -24,7 +24,7 @@ from isthmus.config import EvaluationConfig
 from isthmus.records import Recipe
 
 LOCAL_BACKBONE = "local.safetensors"
-"""The backbone that was trained on the domain alone, beside its head."""
+"""The backbone that was trained on the domain alone, beside its head, with the whitening that both were fitted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     Args:
         data: The domain.
         users: What the domain trained on.
-        shipped: The federation's backbone.
+        shipped: The federation's backbone, with the whitening that made the features of `users`.
         recipe: What it was trained under; the local-only backbone follows it too.
         evaluation: How many users are looked at.
         seed: Of every draw in here.

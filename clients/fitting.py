@@ -8,7 +8,7 @@ Everything in it is fitted without noise and stays in the domain.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isthmus.backbone_file import save_backbone
@@ -61,7 +61,7 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
         finished = finish_domain(
             vault.data,
             vault.training_set(recipe, shipped.whitening),
-            shipped,
+            replace(shipped, whitening=vault.axes(recipe, shipped.whitening)),
             recipe,
             evaluation=evaluation,
             seed=_SEED,

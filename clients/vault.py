@@ -31,7 +31,7 @@ from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
-from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, text_moments
+from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, own_axes, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
@@ -81,6 +81,7 @@ class Vault(Answering):
         self._parameters = Received(ledger.path.parent / "parameters" / config.name, most=MOST_PARAMETERS)
         self._busy = threading.Lock()
         self._texts: dict[str, NDArray[np.float32]] = {}
+        self._axes: dict[str, Whitening] = {}
         self._training_sets: dict[str, TrainingSet] = {}
 
     @property
@@ -223,6 +224,18 @@ class Vault(Answering):
             self._texts[encoder] = one_copy(encoded)
         return self._texts[encoder]
 
+    def axes(self, recipe: Recipe, pooled: Whitening) -> Whitening:
+        """What a recipe whitens this domain's texts with: the pooled whitening, or its own where none is learned about.
+
+        It looks at public text only, so it says nothing about users. The same from round to round, so it is kept.
+        """
+        if recipe.training.learns_axes:
+            return pooled
+        key = f"{recipe.features.encoder} {recipe.whitening}"
+        if key not in self._axes:
+            self._axes = {key: own_axes(pooled, self.encoded(recipe.features.encoder))}
+        return self._axes[key]
+
     def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:
         """(items, features) whitened text features of the catalogue."""
         return whitening.apply(self.encoded(config.encoder))
@@ -231,7 +244,7 @@ class Vault(Answering):
         """What is trained on under a recipe; the same from round to round, so it is kept."""
         key = recipe.model_dump_json()
         if key not in self._training_sets:
-            features = one_copy(self.features(recipe.features, whitening))
+            features = one_copy(self.features(recipe.features, self.axes(recipe, whitening)))
             self._training_sets = {key: make_training_set(self.data.train, features, recipe)}
         return self._training_sets[key]
 
@@ -280,7 +293,8 @@ class Vault(Answering):
     def _evaluate(
         self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
     ) -> Payload:
-        features = torch.from_numpy(self.features(request.recipe.features, whitening))
+        axes = self.axes(request.recipe, whitening)
+        features = torch.from_numpy(self.features(request.recipe.features, axes))
         prior = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
         gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
             BackboneScorer(prior, features), self.data

@@ -26,7 +26,7 @@ from isthmus.config import (
 )
 from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
-from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.features import Whitening, encode_texts, fit_whitening, own_axes, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import encode_event
 from isthmus.privacy.gate import Payload, Release
@@ -136,6 +136,22 @@ def test_nothing_in_a_recipe_changes_what_a_round_costs(
     vault = open_vault()
     release = vault.release(Kind.UPDATE, retrained(request_one, **changes))
     assert encode_event(release.entry.event) == encode_event(vault.plan.update_event(2))
+
+
+@pytest.mark.parametrize("train", list(Trained))
+def test_only_a_recipe_that_learns_nothing_about_axes_leaves_a_domain_its_own(
+    open_vault: Opener, request_one: RoundRequest, train: Trained
+) -> None:
+    """Of these the features are whitened by the domain's own catalogue, in training and in evaluation alike."""
+    vault = open_vault()
+    recipe = retrained(request_one, train=train, rank=2 if train is Trained.LORA else None).recipe
+    pooled = Whitening(mean=request_one.whitening["mean"], matrix=request_one.whitening["matrix"])
+    axes = vault.axes(recipe, pooled)
+    own = own_axes(pooled, vault.encoded(FEATURES.encoder))
+    assert (axes is pooled) == (train is not Trained.RECENCY)
+    assert np.array_equal(axes.matrix, own.matrix) == (train is Trained.RECENCY)
+    trained_on = vault.training_set(recipe, pooled).features.numpy()
+    np.testing.assert_array_equal(trained_on, axes.apply(vault.encoded(FEATURES.encoder)))
 
 
 def test_steps_that_come_in_pairs_are_refused_where_one_would_be_left_over(

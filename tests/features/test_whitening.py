@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from isthmus.errors import ConfigError, DataError
-from isthmus.features import TextMoments, Whitening, fit_whitening, text_moments
+from isthmus.features import TextMoments, Whitening, fit_whitening, own_axes, text_moments
 
 Floats = NDArray[np.float32]
 
@@ -169,3 +169,33 @@ def test_impossible_moments_are_refused() -> None:
         TextMoments(count=1, mean=mean, second=np.eye(2))
     with pytest.raises(DataError, match="must be finite"):
         TextMoments(count=1, mean=np.array([0, np.nan, 0]), second=second)
+
+
+def left_by(whitening: Whitening, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Covariance of a catalogue after a transform, before its rows are scaled."""
+    return np.cov((rows.astype(np.float64) - whitening.mean) @ whitening.matrix, rowvar=False, bias=True)
+
+
+@pytest.mark.parametrize("dim", [None, 4])
+def test_a_catalogue_of_ones_own_is_whitened_as_far_as_it_is_large_enough(dim: int | None) -> None:
+    """S (w S + (1 - w) I)^-1, with S what the pooled whitening leaves, and the mean w of the way."""
+    own, others = catalogue(seed=1, items=60), catalogue(seed=2, items=500)
+    pooled = fit_whitening([text_moments(own), text_moments(others)], eps=1e-3, dim=dim)
+    found, weight = own_axes(pooled, own), 60 / (60 + own.shape[1])
+    before = left_by(pooled, own)
+    expected = before @ np.linalg.inv(weight * before + (1 - weight) * np.eye(len(before)))
+    np.testing.assert_allclose(left_by(found, own), expected, atol=1e-4)
+    np.testing.assert_allclose(found.mean, pooled.mean + weight * (own.mean(axis=0) - pooled.mean), atol=1e-5)
+    assert np.linalg.cond(left_by(found, own)) < np.linalg.cond(before) / 2
+
+
+def test_a_catalogue_without_text_keeps_the_pooled_axes() -> None:
+    """There is nothing of its own; and one with a few items is moved a little, not torn apart."""
+    others = catalogue(seed=2, items=500)
+    pooled = fit_whitening([text_moments(others)], eps=1e-3, dim=None)
+    none = own_axes(pooled, np.zeros((3, others.shape[1]), np.float32))
+    np.testing.assert_allclose(none.matrix, pooled.matrix, atol=1e-6)
+    np.testing.assert_allclose(none.mean, pooled.mean, atol=1e-6)
+    few = others[:3]
+    cosines, before = (np.corrcoef(one.apply(few)) for one in (own_axes(pooled, few), pooled))
+    assert np.abs(cosines - before).max() < 0.5

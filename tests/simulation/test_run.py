@@ -8,7 +8,12 @@ import pytest
 from safetensors.numpy import load_file
 from tests.simulation.conftest import Factory
 
+from isthmus.backbone_file import load_backbone
+from isthmus.clients.data import load_domain_data
+from isthmus.clients.finish import LOCAL_BACKBONE
+from isthmus.config import load_domain, load_federation
 from isthmus.errors import BudgetExhausted, DataError, RunError
+from isthmus.features import default_cache_dir, encode_texts, own_axes
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.entries import Charge, Limits
@@ -18,6 +23,7 @@ from isthmus.report.result import Result, canonical_bytes
 from isthmus.server.checkpoint import RunState
 from isthmus.simulation import prepare, run
 from isthmus.simulation.recommend import recommend_items
+from isthmus.simulation.study import Study, known
 
 
 class Silent:
@@ -187,6 +193,26 @@ def test_federated_serves_what_the_head_chose(federation: Factory, tmp_path: Pat
         assert domain.test is not None
         if head["verdict"] == "no transfer":
             assert domain.test.federated == domain.test.of(head["method"])
+
+
+def test_a_domain_keeps_and_serves_with_its_own_axes_under_the_default_recipe(
+    federation: Factory, tmp_path: Path
+) -> None:
+    """Beside its head lies the whitening that it was fitted with; a study of the run sees the same features."""
+    file = federation()
+    file.write_text(file.read_text().replace('train = "all"', 'train = "recency"'))
+    simulate(file, tmp_path / "out", rounds=2)
+    shipped = load_backbone(tmp_path / "out" / "backbone.safetensors")
+    for name in ("books", "games"):
+        kept = load_backbone(tmp_path / "out" / "heads" / name / LOCAL_BACKBONE).whitening
+        config = load_domain(file.parent / name)
+        data = load_domain_data(config)
+        encoded = encode_texts(data.catalogue.texts, "hash:64", cache_dir=default_cache_dir(), threads=1)
+        np.testing.assert_array_equal(kept.matrix, own_axes(shipped.whitening, encoded).matrix)
+        assert not np.allclose(kept.matrix, shipped.whitening.matrix)
+        study = Study(out=tmp_path, federation=load_federation(file), domains=(config,), seeds=(0,), rounds=2)
+        np.testing.assert_array_equal(known(study, data, shipped).features, kept.apply(encoded))
+    assert len(recommend_items(tmp_path / "out", domain="games", user="u003", count=5)) == 5
 
 
 def test_recommendations_are_unseen_items_best_first(federation: Factory, tmp_path: Path) -> None:

@@ -217,6 +217,11 @@ class TrainingConfig(Section):
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     inner_learning_rate: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
 
+    @property
+    def learns_axes(self) -> bool:
+        """Whether what is learned depends on the axes of item features, so that every domain must have the same."""
+        return self.train is not Trained.RECENCY
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_recency(cls, given: Any) -> Any:

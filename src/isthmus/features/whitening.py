@@ -1,7 +1,8 @@
-"""One whitening for all domains, fitted on the pooled moments of their public catalogues.
+"""One whitening for all domains, fitted on the pooled moments of their public catalogues; or one of each domain's own.
 
     moments = text_moments(features)                         # in each domain, of public text
     whitening = fit_whitening([...], eps=1e-3, dim=None)     # once; the same axes for everybody
+    whitening = own_axes(whitening, features)                # where nothing is learned about axes
     item_features = whitening.apply(features)
 
 Sentence vectors crowd into a few directions, so their cosines say little. Whitening gives every
@@ -135,6 +136,33 @@ def fit_whitening(moments: Sequence[TextMoments], *, eps: float, dim: int | None
         matrix = scaled[:, ::-1][:, :dim]
         peaks = matrix[np.abs(matrix).argmax(axis=0), np.arange(dim)]
         matrix = matrix * np.sign(peaks)
+    return Whitening(mean=mean.astype(np.float32), matrix=matrix.astype(np.float32))
+
+
+def own_axes(pooled: Whitening, features: NDArray[np.float32]) -> Whitening:
+    """The whitening of one domain's own catalogue, as far as it is large enough to know it.
+
+    Axes that fit many catalogues fit none of them well (docs/experiments.md). A recipe that learns nothing about axes
+    needs none in common, so each domain whitens what the pooled whitening left of its own covariance: correlation
+    alignment (Sun, Feng and Saenko, "Return of Frustratingly Easy Domain Adaptation", AAAI 2016), with the catalogue's
+    moments shrunk towards the pooled ones by as many items as there are dimensions. Of a catalogue with fewer items
+    than dimensions every item would otherwise be as far from every other.
+
+    Args:
+        pooled: Of all catalogues.
+        features: (items, dim) of the domain's own, of the same encoder.
+
+    Returns:
+        A transform of the same shape. With w = items / (items + dim): the mean is w of the way from the pooled to the
+        own one, and the own catalogue has covariance S (w S + (1 - w) I)^-1 where `pooled` leaves it with S.
+    """
+    moments = text_moments(features)
+    own = moments.count / (moments.count + len(pooled.mean))
+    matrix = pooled.matrix.astype(np.float64)
+    left = matrix.T @ (moments.second - np.outer(moments.mean, moments.mean)) @ matrix
+    values, axes = np.linalg.eigh(own * left + (1 - own) * np.eye(len(left)))
+    matrix = matrix @ (axes / np.sqrt(values)) @ axes.T
+    mean = pooled.mean + own * (moments.mean - pooled.mean)
     return Whitening(mean=mean.astype(np.float32), matrix=matrix.astype(np.float32))
 
 

@@ -55,15 +55,15 @@ def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Re
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{domain} has no user {user!r}.{hint}")
         head = load_head(run / "heads" / domain)
-        features = vault.features(shipped.features, shipped.whitening)
+        local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE)
+        features = vault.features(shipped.features, local.whitening)
         histories = whole_histories(data)
         scorer = BackboneScorer(shipped.backbone, torch.from_numpy(features))
-        local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE).backbone
         signals = Signals.fit(
             histories,
             features=features,
             backbone=scorer,
-            local_backbone=BackboneScorer(local, torch.from_numpy(features)),
+            local_backbone=BackboneScorer(local.backbone, torch.from_numpy(features)),
         )
         row = data.users.index(user)
         scores = head.scorer(signals).score(histories, np.array([row]))[0]

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -176,7 +176,7 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
     return finish_domain(
         vault.data,
         vault.training_set(recipe, shipped.whitening),
-        shipped,
+        replace(shipped, whitening=vault.axes(recipe, shipped.whitening)),
         recipe,
         evaluation=federation.evaluation,
         seed=federation.seed or 0,

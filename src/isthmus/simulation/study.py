@@ -26,7 +26,7 @@ from isthmus.clients.trainer import make_training_set
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
 from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, RunError
-from isthmus.features import default_cache_dir, encode_texts, fit_whitening, text_moments
+from isthmus.features import default_cache_dir, encode_texts, fit_whitening, own_axes, text_moments
 from isthmus.metrics import bootstrap_ci, ndcg_at_k, paired_bootstrap_ci, ranking_metrics, sampled_ranks
 from isthmus.packing import arrays_digest
 from isthmus.records import Recipe, recipe_of
@@ -139,10 +139,11 @@ def known(study: Study, data: DomainData, shipped: ShippedBackbone, *, newcomer:
         cache_dir=default_cache_dir(),
         threads=study.federation.compute.threads,
     )
-    shared = shipped.whitening.apply(encoded)
     if not newcomer:
+        pooled = study.federation.training.learns_axes
+        shared = (shipped.whitening if pooled else own_axes(shipped.whitening, encoded)).apply(encoded)
         return Known(data=data, features=shared, shared=shared)
-    settings = study.federation.features
+    settings, shared = study.federation.features, shipped.whitening.apply(encoded)
     own = fit_whitening([text_moments(encoded)], eps=settings.whitening_eps, dim=settings.dim).apply(encoded)
     return Known(data=data, features=own, shared=shared if shipped.backbone.head.weight.any() else own)
 
