@@ -211,7 +211,9 @@ def test_a_domain_keeps_and_serves_with_its_own_axes_under_the_default_recipe(
         np.testing.assert_array_equal(kept.matrix, own_axes(shipped.whitening, encoded).matrix)
         assert not np.allclose(kept.matrix, shipped.whitening.matrix)
         study = Study(out=tmp_path, federation=load_federation(file), domains=(config,), seeds=(0,), rounds=2)
-        np.testing.assert_array_equal(known(study, data, shipped).features, kept.apply(encoded))
+        member = known(study, data, shipped)
+        np.testing.assert_array_equal(member.features, kept.apply(encoded))
+        np.testing.assert_array_equal(member.pooled, shipped.whitening.apply(encoded))
     assert len(recommend_items(tmp_path / "out", domain="games", user="u003", count=5)) == 5
 
 

@@ -188,7 +188,7 @@ def _ceiling(  # noqa: PLR0913 - keyword-only
     pool = []
     for data in taking_part.values():
         domain = known(study, data, shipped)
-        pool.append(Pooled(users=make_training_set(data.train, domain.features, followed), data=data))
+        pool.append(Pooled(users=make_training_set(data.train, domain.pooled, followed), data=data))
     backbone = train_centralised(
         pool, backbone_config=study.federation.backbone, training=study.federation.training, seed=seed
     )

@@ -49,11 +49,13 @@ class Known:
         data: Users and events that training may know of.
         features: (items, dim) whitened text features, as the domain would have them by itself.
         shared: The same in the axes that the shipped backbone reads.
+        pooled: The same in axes that are every member's: what is compared or trained across domains sees these.
     """
 
     data: DomainData
     features: NDArray[np.float32]
     shared: NDArray[np.float32]
+    pooled: NDArray[np.float32]
 
 
 def methods_of(
@@ -87,7 +89,7 @@ def methods_of(
         "federated": private.scorer(signals),
     }
     if centralised is not None:
-        ceiling = OncePerChunk(BackboneScorer(centralised, shared))
+        ceiling = OncePerChunk(BackboneScorer(centralised, torch.from_numpy(known.pooled)))
         served = fit_head(known.data, features=known.features, backbone=ceiling, local_backbone=alone, seed=seed)
         methods["centralised_backbone"] = ceiling
         methods["centralised"] = _served(served, known, ceiling, alone)

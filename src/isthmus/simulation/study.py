@@ -139,13 +139,15 @@ def known(study: Study, data: DomainData, shipped: ShippedBackbone, *, newcomer:
         cache_dir=default_cache_dir(),
         threads=study.federation.compute.threads,
     )
+    pooled = shipped.whitening.apply(encoded)
     if not newcomer:
-        pooled = study.federation.training.learns_axes
-        shared = (shipped.whitening if pooled else own_axes(shipped.whitening, encoded)).apply(encoded)
-        return Known(data=data, features=shared, shared=shared)
-    settings, shared = study.federation.features, shipped.whitening.apply(encoded)
+        common = study.federation.training.learns_axes
+        features = pooled if common else own_axes(shipped.whitening, encoded).apply(encoded)
+        return Known(data=data, features=features, shared=features, pooled=pooled)
+    settings = study.federation.features
     own = fit_whitening([text_moments(encoded)], eps=settings.whitening_eps, dim=settings.dim).apply(encoded)
-    return Known(data=data, features=own, shared=shared if shipped.backbone.head.weight.any() else own)
+    shared = pooled if shipped.backbone.head.weight.any() else own
+    return Known(data=data, features=own, shared=shared, pooled=pooled)
 
 
 def recipe(study: Study, shipped: ShippedBackbone) -> Recipe:

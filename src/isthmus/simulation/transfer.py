@@ -145,7 +145,7 @@ def _queries(study: Study, data: DomainData, shipped: ShippedBackbone) -> NDArra
     last = np.array([len(row) - 1 for row in rows], np.int64)
     for at, row in enumerate(rows):
         items[at, : len(row)] = row
-    features = torch.from_numpy(known(study, data, shipped).features)
+    features = torch.from_numpy(known(study, data, shipped).pooled)
     with torch.inference_mode():
         predicted = shipped.backbone(features[torch.from_numpy(items)])  # (users, positions, features)
         chosen = predicted[torch.arange(len(rows)), torch.from_numpy(last)]
