@@ -57,11 +57,12 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
     try:
         delivered = load_delivered(delivered_path(vault.ledger.path, vault.name))
         shipped, recipe = delivered.shipped, delivered.recipe
+        axes = vault.axes(recipe, shipped.whitening)
         evaluation = EvaluationConfig()
         finished = finish_domain(
             vault.data,
-            vault.training_set(recipe, shipped.whitening),
-            replace(shipped, whitening=vault.axes(recipe, shipped.whitening)),
+            vault.training_set(recipe, axes),
+            replace(shipped, whitening=axes),
             recipe,
             evaluation=evaluation,
             seed=_SEED,

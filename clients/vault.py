@@ -81,7 +81,6 @@ class Vault(Answering):
         self._parameters = Received(ledger.path.parent / "parameters" / config.name, most=MOST_PARAMETERS)
         self._busy = threading.Lock()
         self._texts: dict[str, NDArray[np.float32]] = {}
-        self._axes: dict[str, Whitening] = {}
         self._training_sets: dict[str, TrainingSet] = {}
 
     @property
@@ -225,16 +224,11 @@ class Vault(Answering):
         return self._texts[encoder]
 
     def axes(self, recipe: Recipe, pooled: Whitening) -> Whitening:
-        """What a recipe whitens this domain's texts with: the pooled whitening, or its own where none is learned about.
+        """What this domain serves with after a run: the pooled whitening, or its own where none was learned about.
 
-        It looks at public text only, so it says nothing about users. The same from round to round, so it is kept.
+        It looks at public text only, so it says nothing about users. Rounds are trained and judged in pooled axes.
         """
-        if recipe.training.learns_axes:
-            return pooled
-        key = f"{recipe.features.encoder} {recipe.whitening}"
-        if key not in self._axes:
-            self._axes = {key: own_axes(pooled, self.encoded(recipe.features.encoder))}
-        return self._axes[key]
+        return pooled if recipe.training.learns_axes else own_axes(pooled, self.encoded(recipe.features.encoder))
 
     def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:
         """(items, features) whitened text features of the catalogue."""
@@ -242,9 +236,9 @@ class Vault(Answering):
 
     def training_set(self, recipe: Recipe, whitening: Whitening) -> TrainingSet:
         """What is trained on under a recipe; the same from round to round, so it is kept."""
-        key = recipe.model_dump_json()
+        key = f"{recipe.model_dump_json()} {arrays_digest(whitening.arrays()).hex()}"
         if key not in self._training_sets:
-            features = one_copy(self.features(recipe.features, self.axes(recipe, whitening)))
+            features = one_copy(self.features(recipe.features, whitening))
             self._training_sets = {key: make_training_set(self.data.train, features, recipe)}
         return self._training_sets[key]
 
@@ -293,8 +287,7 @@ class Vault(Answering):
     def _evaluate(
         self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
     ) -> Payload:
-        axes = self.axes(request.recipe, whitening)
-        features = torch.from_numpy(self.features(request.recipe.features, axes))
+        features = torch.from_numpy(self.features(request.recipe.features, whitening))
         prior = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
         gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
             BackboneScorer(prior, features), self.data

@@ -142,7 +142,7 @@ def test_nothing_in_a_recipe_changes_what_a_round_costs(
 def test_only_a_recipe_that_learns_nothing_about_axes_leaves_a_domain_its_own(
     open_vault: Opener, request_one: RoundRequest, train: Trained
 ) -> None:
-    """Of these the features are whitened by the domain's own catalogue, in training and in evaluation alike."""
+    """To serve with, after a run; what is trained and judged on the way is in the axes that it was told."""
     vault = open_vault()
     recipe = retrained(request_one, train=train, rank=2 if train is Trained.LORA else None).recipe
     pooled = Whitening(mean=request_one.whitening["mean"], matrix=request_one.whitening["matrix"])
@@ -150,8 +150,9 @@ def test_only_a_recipe_that_learns_nothing_about_axes_leaves_a_domain_its_own(
     own = own_axes(pooled, vault.encoded(FEATURES.encoder))
     assert (axes is pooled) == (train is not Trained.RECENCY)
     assert np.array_equal(axes.matrix, own.matrix) == (train is Trained.RECENCY)
-    trained_on = vault.training_set(recipe, pooled).features.numpy()
-    np.testing.assert_array_equal(trained_on, axes.apply(vault.encoded(FEATURES.encoder)))
+    for whitening in (pooled, own, pooled):
+        users = vault.training_set(recipe, whitening)
+        np.testing.assert_array_equal(users.features.numpy(), whitening.apply(vault.encoded(FEATURES.encoder)))
 
 
 def test_steps_that_come_in_pairs_are_refused_where_one_would_be_left_over(

@@ -173,10 +173,11 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
     watcher.stage(f"fitting the private head of {vault.name}")
     federation = simulation.federation
     recipe = recipe_of(federation, arrays_digest(shipped.whitening.arrays()).hex())
+    axes = vault.axes(recipe, shipped.whitening)
     return finish_domain(
         vault.data,
-        vault.training_set(recipe, shipped.whitening),
-        replace(shipped, whitening=vault.axes(recipe, shipped.whitening)),
+        vault.training_set(recipe, axes),
+        replace(shipped, whitening=axes),
         recipe,
         evaluation=federation.evaluation,
         seed=federation.seed or 0,
