@@ -21,6 +21,8 @@ from isthmus.clients.head import Head, Method, fit_head, save_head
 from isthmus.clients.local_training import train_alone
 from isthmus.clients.trainer import TrainingSet
 from isthmus.config import EvaluationConfig
+from isthmus.features import own_axes
+from isthmus.packing import arrays_digest
 from isthmus.records import Recipe
 
 LOCAL_BACKBONE = "local.safetensors"
@@ -39,6 +41,26 @@ class FinishedDomain:
 
     head: Head
     ranks: dict[Method, NDArray[np.int64]]
+
+
+def to_serve(shipped: ShippedBackbone, recipe: Recipe, encoded: NDArray[np.float32]) -> tuple[ShippedBackbone, Recipe]:
+    """A run's backbone and recipe as a member serves with them: in its own axes, where the run learned nothing of axes.
+
+    Rounds are trained and judged in pooled axes (ADR 23); this looks at public text only.
+
+    Args:
+        shipped: The federation's backbone.
+        recipe: What it was trained under.
+        encoded: (items, dimensions) of the member's catalogue, unwhitened.
+
+    Returns:
+        Both, with the whitening and its digest exchanged; as they are where the axes are part of what was learned.
+    """
+    if recipe.training.learns_axes:
+        return shipped, recipe
+    axes = own_axes(shipped.whitening, encoded)
+    named = recipe.model_copy(update={"whitening": arrays_digest(axes.arrays()).hex()})
+    return replace(shipped, whitening=axes), named
 
 
 def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted

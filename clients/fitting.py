@@ -8,12 +8,12 @@ Everything in it is fitted without noise and stays in the domain.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from isthmus.backbone_file import save_backbone
 from isthmus.clients.delivery import delivered_path, load_delivered
-from isthmus.clients.finish import finish_domain
+from isthmus.clients.finish import finish_domain, to_serve
 from isthmus.clients.head import Head, Method
 from isthmus.clients.vault import open_vault
 from isthmus.config import DomainConfig, EvaluationConfig
@@ -57,13 +57,13 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
     try:
         delivered = load_delivered(delivered_path(vault.ledger.path, vault.name))
         shipped, recipe = delivered.shipped, delivered.recipe
-        axes = vault.axes(recipe, shipped.whitening)
+        served, named = to_serve(shipped, recipe, vault.encoded(recipe.features.encoder))
         evaluation = EvaluationConfig()
         finished = finish_domain(
             vault.data,
-            vault.training_set(recipe, axes),
-            replace(shipped, whitening=axes),
-            recipe,
+            vault.training_set(named, served.whitening),
+            served,
+            named,
             evaluation=evaluation,
             seed=_SEED,
             folder=out / "heads" / vault.name,

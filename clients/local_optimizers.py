@@ -81,7 +81,7 @@ class PerFedAvg(torch.optim.Optimizer):
 
     Guarantees:
         - After an even number of steps, with g2 the gradient at `w - inner g1`, a pair has moved w to `w - lr g2`:
-          the paper's algorithm 1 with its Hessian term left out (section 5).
+          the paper's algorithm 1 with its Hessian term left out.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, inner: float) -> None:

@@ -31,7 +31,7 @@ from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
-from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, own_axes, text_moments
+from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
@@ -223,20 +223,13 @@ class Vault(Answering):
             self._texts[encoder] = one_copy(encoded)
         return self._texts[encoder]
 
-    def axes(self, recipe: Recipe, pooled: Whitening) -> Whitening:
-        """What this domain serves with after a run: the pooled whitening, or its own where none was learned about.
-
-        It looks at public text only, so it says nothing about users. Rounds are trained and judged in pooled axes.
-        """
-        return pooled if recipe.training.learns_axes else own_axes(pooled, self.encoded(recipe.features.encoder))
-
     def features(self, config: FeatureConfig, whitening: Whitening) -> NDArray[np.float32]:
         """(items, features) whitened text features of the catalogue."""
         return whitening.apply(self.encoded(config.encoder))
 
     def training_set(self, recipe: Recipe, whitening: Whitening) -> TrainingSet:
         """What is trained on under a recipe; the same from round to round, so it is kept."""
-        key = f"{recipe.model_dump_json()} {arrays_digest(whitening.arrays()).hex()}"
+        key = recipe.model_dump_json()
         if key not in self._training_sets:
             features = one_copy(self.features(recipe.features, whitening))
             self._training_sets = {key: make_training_set(self.data.train, features, recipe)}

@@ -60,7 +60,6 @@ class Measured:
         seed: Of its noise.
         up, down: Bytes by the end of each round, from round 0 on.
         ndcg: For (domain, `backbone` or `served`), with its interval.
-        parameters: Shared ones.
         domains: Taking part.
     """
 
@@ -70,7 +69,6 @@ class Measured:
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
     ndcg: dict[tuple[str, str], RankingSummary] = field(default_factory=dict)
-    parameters: int = 0
 
     def stage(self, what: str) -> None:
         """Nothing to do."""
@@ -82,7 +80,6 @@ class Measured:
         """Note what crossed."""
         self.up.append(state.bytes_up)
         self.down.append(state.bytes_down)
-        self.parameters = sum(array.size for array in state.arrays.values())
 
     @property
     def later(self) -> tuple[float, float]:

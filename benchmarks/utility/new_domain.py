@@ -6,10 +6,10 @@
 The sources train together at epsilon 8 (`--epsilon`, where `inf` is a run without noise) and delta 1e-6 each, by the
 default recipe, which knows nothing of the targets; the targets take no part, their texts included. No private head of a
 source is fitted, on which `isthmus evaluate --scenario new-domain` would spend most of its time; everything else is as
-there. A target whitens its texts by itself,
-for its local methods and for the backbone, which has learned nothing about axes. Support users are drawn with the seed;
-all else is measured on the same half of the target's users. Differences are paired by user, averaged over seeds first,
-with 95 % intervals of a bootstrap over users; they are against the local method that is best *on these very users*.
+there. A target whitens its texts by itself, for its local methods and for the backbone, which has learned nothing about
+axes. Support users are drawn with the seed; all else is measured on the same half of the target's users. Differences
+are paired by user, averaged over seeds first, with 95 % intervals of a bootstrap over users; they are against the local
+method that is best *on these very users*.
 
 The shipped backbone is the evaluated round with the highest noisy gain that the sources released, or the untrained
 prior. Prints a table in Markdown.

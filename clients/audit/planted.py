@@ -40,11 +40,9 @@ from isthmus.clients.audit.made_up import Transcript, make_up_users, public_titl
 from isthmus.clients.gradients import OpacusHooks
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
 from isthmus.config import (
-    Augment,
     Clipping,
     DomainConfig,
     FederationConfig,
-    OptimizerName,
     PrivacyPolicy,
     Trained,
     TrainingConfig,
@@ -110,14 +108,16 @@ def audit_planted(  # noqa: PLR0913 - keyword-only, each with a default that is 
     titles = public_titles(domain, most=items)
     rows = make_up_users(users, items=len(titles), length=length, generator=generator)
     included = generator.random(users) < 0.5
-    plain = {
-        "optimizer": OptimizerName.SGD,
-        "augment": Augment.NONE,
-        "train": Trained.ALL,
-        "rank": None,
-        "inner_learning_rate": None,
-    }
-    federation = federation.model_copy(update={"training": federation.training.model_copy(update=plain)})
+    recipe = federation.training
+    plain = TrainingConfig(
+        train=Trained.ALL,
+        learning_rate=recipe.learning_rate,
+        rivals=recipe.rivals,
+        positions=recipe.positions,
+        clipping=recipe.clipping,
+        update_format=recipe.update_format,
+    )
+    federation = federation.model_copy(update={"training": plain})
     with tempfile.TemporaryDirectory() as folder:
         transcript = run_vault(
             Path(folder) / "planted",

@@ -13,12 +13,13 @@ from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Signals
 from isthmus.clients.data import DomainData
-from isthmus.clients.finish import LOCAL_BACKBONE, FinishedDomain, finish_domain
+from isthmus.clients.finish import LOCAL_BACKBONE, FinishedDomain, finish_domain, to_serve
 from isthmus.clients.head import Head, Method, Verdict, load_head
 from isthmus.clients.scorers import ItemCf, Popularity, TextNeighbours, rank_users
 from isthmus.clients.trainer import make_training_set
 from isthmus.config import BackboneConfig, EvaluationConfig, FeatureConfig, Trained, TrainingConfig
-from isthmus.features import Whitening
+from isthmus.features import Whitening, own_axes
+from isthmus.packing import arrays_digest
 from isthmus.records import Recipe
 
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
@@ -53,6 +54,23 @@ def finish(
         seed=seed,
         folder=folder,
     )
+
+
+@pytest.mark.parametrize("train", list(Trained))
+def test_only_what_learns_nothing_about_axes_is_served_in_a_members_own(train: Trained) -> None:
+    """The recipe then names these; everything else is served as it was trained."""
+    training = TrainingConfig(train=train, rank=2 if train is Trained.LORA else None)
+    recipe, shipped = RECIPE.model_copy(update={"training": training, "whitening": "ab" * 32}), shipped_backbone()
+    encoded = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32) * np.geomspace(1, 9, 16, dtype="f4")
+    served, named = to_serve(shipped, recipe, encoded)
+    if train is not Trained.RECENCY:
+        assert (served, named) == (shipped, recipe)
+        return
+    own = own_axes(shipped.whitening, encoded)
+    np.testing.assert_array_equal(served.whitening.matrix, own.matrix)
+    assert not np.allclose(own.matrix, shipped.whitening.matrix, atol=0.1)
+    assert named == recipe.model_copy(update={"whitening": arrays_digest(own.arrays()).hex()})
+    assert served.backbone is shipped.backbone
 
 
 @pytest.mark.parametrize("users", [30, 300])

@@ -26,7 +26,7 @@ from isthmus.config import (
 )
 from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
-from isthmus.features import Whitening, encode_texts, fit_whitening, own_axes, text_moments
+from isthmus.features import encode_texts, fit_whitening, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import encode_event
 from isthmus.privacy.gate import Payload, Release
@@ -136,23 +136,6 @@ def test_nothing_in_a_recipe_changes_what_a_round_costs(
     vault = open_vault()
     release = vault.release(Kind.UPDATE, retrained(request_one, **changes))
     assert encode_event(release.entry.event) == encode_event(vault.plan.update_event(2))
-
-
-@pytest.mark.parametrize("train", list(Trained))
-def test_only_a_recipe_that_learns_nothing_about_axes_leaves_a_domain_its_own(
-    open_vault: Opener, request_one: RoundRequest, train: Trained
-) -> None:
-    """To serve with, after a run; what is trained and judged on the way is in the axes that it was told."""
-    vault = open_vault()
-    recipe = retrained(request_one, train=train, rank=2 if train is Trained.LORA else None).recipe
-    pooled = Whitening(mean=request_one.whitening["mean"], matrix=request_one.whitening["matrix"])
-    axes = vault.axes(recipe, pooled)
-    own = own_axes(pooled, vault.encoded(FEATURES.encoder))
-    assert (axes is pooled) == (train is not Trained.RECENCY)
-    assert np.array_equal(axes.matrix, own.matrix) == (train is Trained.RECENCY)
-    for whitening in (pooled, own, pooled):
-        users = vault.training_set(recipe, whitening)
-        np.testing.assert_array_equal(users.features.numpy(), whitening.apply(vault.encoded(FEATURES.encoder)))
 
 
 def test_steps_that_come_in_pairs_are_refused_where_one_would_be_left_over(

@@ -13,6 +13,7 @@ from isthmus.grid import InProcessGrid
 from isthmus.packing import to_array_record
 from isthmus.privacy.keys import fresh_keys
 from isthmus.records import Recipe, RoundReply, RoundRequest
+from isthmus.strategies import distillation
 from isthmus.strategies.choice import make_strategy
 from isthmus.strategies.distillation import distance, distil, made_up_histories
 
@@ -98,11 +99,17 @@ def test_what_is_not_trained_stays_and_the_same_arguments_give_the_same_bits() -
         assert found[0][name].tobytes() == found[1][name].tobytes()
 
 
-def test_a_student_that_cannot_come_nearer_stays_where_it_is() -> None:
-    """One teacher and its own parameters: there is nothing to gain."""
-    one = trained(0)
-    found = distil(one, [(1.0, one)], config=SHAPE, trained=NAMES, seed=3)
-    assert all(found[name].tobytes() == array.tobytes() for name, array in one.items())
+def test_a_student_that_cannot_come_nearer_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is nearer than a step is long: the student would overshoot, and without the check it does."""
+    start, histories = trained(0), made_up_histories(FEATURES, SHAPE, seed=99)
+    teacher = start | {"head.weight": start["head.weight"] + np.float32(1e-5)}
+    found = distil(start, [(1.0, teacher)], config=SHAPE, trained=NAMES, seed=3)
+    assert all(found[name].tobytes() == array.tobytes() for name, array in start.items())
+    told = iter((1.0, 0.0))
+    monkeypatch.setattr(distillation, "distance", lambda *_: next(told))
+    blind = distil(start, [(1.0, teacher)], config=SHAPE, trained=NAMES, seed=3)
+    before, after = (distance(backbone_of(arrays), histories, predictions(teacher)) for arrays in (start, blind))
+    assert after > before
 
 
 def test_made_up_items_are_of_length_one_and_those_of_a_history_alike() -> None:

@@ -30,9 +30,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - options
     """
     if backend not in ("in-process", "ray"):
         raise typer.BadParameter(f"must be in-process or ray, got {backend!r}", param_hint="--backend")
-    if federation is not None:  # what is wrong in a file is said at once
-        for folder in load_federation(federation).domain_folders():
-            load_domain(folder)
+    if federation is not None:
+        load_federation(federation)  # what is wrong in it is said at once
     from isthmus.cli.watching import LiveWatcher  # noqa: PLC0415 - these take seconds to import
     from isthmus.demo import write_demo  # noqa: PLC0415
     from isthmus.report.terminal import summary_table  # noqa: PLC0415

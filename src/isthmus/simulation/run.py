@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.app import app as client_app
 from isthmus.clients.connection import leave_simulation, simulated_vault
-from isthmus.clients.finish import FinishedDomain, finish_domain
+from isthmus.clients.finish import FinishedDomain, finish_domain, to_serve
 from isthmus.clients.vault import Vault
 from isthmus.durable import write_durably
 from isthmus.errors import RunError
@@ -173,11 +173,11 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
     watcher.stage(f"fitting the private head of {vault.name}")
     federation = simulation.federation
     recipe = recipe_of(federation, arrays_digest(shipped.whitening.arrays()).hex())
-    axes = vault.axes(recipe, shipped.whitening)
+    shipped, recipe = to_serve(shipped, recipe, vault.encoded(recipe.features.encoder))
     return finish_domain(
         vault.data,
-        vault.training_set(recipe, axes),
-        replace(shipped, whitening=axes),
+        vault.training_set(recipe, shipped.whitening),
+        shipped,
         recipe,
         evaluation=federation.evaluation,
         seed=federation.seed or 0,

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.clients.data import DomainData
-from isthmus.clients.finish import finish_domain
+from isthmus.clients.finish import finish_domain, to_serve
 from isthmus.clients.trainer import make_training_set
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
 from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, RunError
-from isthmus.features import default_cache_dir, encode_texts, fit_whitening, own_axes, text_moments
+from isthmus.features import default_cache_dir, encode_texts, fit_whitening, text_moments
 from isthmus.metrics import bootstrap_ci, ndcg_at_k, paired_bootstrap_ci, ranking_metrics, sampled_ranks
 from isthmus.packing import arrays_digest
 from isthmus.records import Recipe, recipe_of
@@ -141,8 +141,8 @@ def known(study: Study, data: DomainData, shipped: ShippedBackbone, *, newcomer:
     )
     pooled = shipped.whitening.apply(encoded)
     if not newcomer:
-        common = study.federation.training.learns_axes
-        features = pooled if common else own_axes(shipped.whitening, encoded).apply(encoded)
+        served, _ = to_serve(shipped, recipe(study, shipped), encoded)
+        features = served.whitening.apply(encoded)
         return Known(data=data, features=features, shared=features, pooled=pooled)
     settings = study.federation.features
     own = fit_whitening([text_moments(encoded)], eps=settings.whitening_eps, dim=settings.dim).apply(encoded)
