@@ -4,7 +4,7 @@
     isthmus simulate benchmarks/runs/office_industrial/federation.toml --out benchmarks/runs/office_industrial/seed0
 
 The data sets forbid redistribution, so nothing is copied: `domains/NAME.toml` beside this file is a template whose
-`{data}` becomes the absolute path of the data folder. Both federations share the made domain folders, so that each
+`{data}` becomes the absolute path of the data folder. The federations share the made domain folders, so that each
 data set keeps one ledger. Made again, the configuration is written anew and a ledger is left as it is.
 """
 

@@ -24,8 +24,14 @@ SETS = {  # domain: folder of the data set, public round figure of users, events
     "office": ("amazon18_office", 3_200, "seq.tsv.gz"),
     "industrial": ("amazon18_industrial", 3_200, "seq.tsv.gz"),
     "ml_1m": ("ml_1m", 6_000, "inter.tsv.gz"),
+    "lastfm": ("lastfm2k", 1_900, "seq.tsv.gz"),
 }
-FEDERATIONS = {"office_industrial": ("office", "industrial"), "retail": tuple(SETS)}
+FEDERATIONS = {
+    "ceiling": ("beauty", "sports"),
+    "members": ("office", "industrial", "lastfm"),
+    "office_industrial": ("office", "industrial"),
+    "retail": ("beauty", "sports", "yelp", "office", "industrial", "ml_1m"),
+}
 COUNTS = {"office": (3231, 3317, 22447), "industrial": (3285, 3541, 22743)}
 """Users, items that occur in a history, and events, as the data's own README counts them."""
 TEXT_FIGURES = {"office": (0.140, 0.083), "industrial": (0.143, 0.097)}
@@ -53,7 +59,7 @@ def domains_of(out: Path, federation: str) -> dict[str, DomainConfig]:
     return {config.name: config for config in map(load_domain, folders)}
 
 
-def test_both_federations_load_and_point_into_the_data_folder(tmp_path: Path) -> None:
+def test_every_federation_loads_and_points_into_the_data_folder(tmp_path: Path) -> None:
     """Strictly valid files, the asked-for domains in order, tables at absolute places (with a quote in one)."""
     data = stand_ins(tmp_path / 'da"ta')
     assert make(data, tmp_path / "out").returncode == 0
@@ -69,12 +75,13 @@ def test_both_federations_load_and_point_into_the_data_folder(tmp_path: Path) ->
 def test_every_domain_spends_the_same_budget_and_tells_only_its_public_figure(tmp_path: Path) -> None:
     """Epsilon 8 at delta 1e-6 over ten rounds; divisor and weight follow from the round figure, as documented."""
     make(stand_ins(tmp_path / "data"), tmp_path / "out")
-    weights = load_federation(tmp_path / "out" / "retail" / "federation.toml").strategy.weights
-    for domain, config in domains_of(tmp_path / "out", "retail").items():
-        policy, figure = config.privacy, SETS[domain][1]
-        assert (policy.epsilon, policy.delta, policy.rounds) == (8.0, 1e-6, 10)
-        assert policy.expected_batch == pytest.approx(policy.sample_rate * figure)
-        assert weights[domain] == pytest.approx(figure / 1000)
+    for name in FEDERATIONS:
+        weights = load_federation(tmp_path / "out" / name / "federation.toml").strategy.weights
+        for domain, config in domains_of(tmp_path / "out", name).items():
+            policy, figure = config.privacy, SETS[domain][1]
+            assert (policy.epsilon, policy.delta, policy.rounds) == (8.0, 1e-6, 10)
+            assert policy.expected_batch == pytest.approx(policy.sample_rate * figure)
+            assert weights.get(domain, figure / 1000) == pytest.approx(figure / 1000)
 
 
 def test_a_run_asks_for_no_more_than_the_policies_were_planned_for(tmp_path: Path) -> None:
