@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from isthmus.backbone import learned_axes
 from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Signals, rank_blends
@@ -46,7 +47,9 @@ class FinishedDomain:
 def to_serve(shipped: ShippedBackbone, recipe: Recipe, encoded: NDArray[np.float32]) -> tuple[ShippedBackbone, Recipe]:
     """A run's backbone and recipe as a member serves with them: in its own axes, where the run learned nothing of axes.
 
-    Rounds are trained and judged in pooled axes (ADR 23); this looks at public text only.
+    Rounds are trained and judged in pooled axes (ADR 23); this looks at public text only. A run that began with what
+    others had learned in the open may have their axes, which fit nobody here, so its members' local methods get their
+    own as well; what the backbone reads says `read_by`.
 
     Args:
         shipped: The federation's backbone.
@@ -56,11 +59,22 @@ def to_serve(shipped: ShippedBackbone, recipe: Recipe, encoded: NDArray[np.float
     Returns:
         Both, with the whitening and its digest exchanged; as they are where the axes are part of what was learned.
     """
-    if recipe.training.learns_axes:
+    if recipe.training.learns_axes and shipped.start is None:
         return shipped, recipe
     axes = own_axes(shipped.whitening, encoded)
     named = recipe.model_copy(update={"whitening": arrays_digest(axes.arrays()).hex()})
     return replace(shipped, whitening=axes), named
+
+
+def read_by(shipped: ShippedBackbone, encoded: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """(items, features) in the axes that a run's backbone learned in, where `to_serve` gives its members others.
+
+    Args:
+        shipped: The federation's backbone, as it was shipped.
+        encoded: (items, dimensions) of the member's catalogue, unwhitened.
+    """
+    apart = shipped.start is not None and learned_axes(shipped.backbone)
+    return shipped.whitening.apply(encoded) if apart else None
 
 
 def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
@@ -72,7 +86,7 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
     evaluation: EvaluationConfig,
     seed: int,
     folder: Path,
-    shared: Tensor | None = None,
+    shared: NDArray[np.float32] | None = None,
 ) -> FinishedDomain:
     """Fit and save a domain's private head, and rank the test items under every method.
 
@@ -87,13 +101,13 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
         shared: (items, features) in the axes that the shipped backbone reads; those of `users` when absent.
     """
     alone = train_alone(users, data, backbone_config=recipe.backbone, training=recipe.training, seed=seed)
-    scorer = BackboneScorer(shipped.backbone, users.features if shared is None else shared)
+    scorer = BackboneScorer(shipped.backbone, users.features if shared is None else torch.from_numpy(shared))
     local_scorer = BackboneScorer(alone, users.features)
     features = users.features.numpy()
-    vetted = shipped.round > 0  # round 0 is the text prior: no released gain was above it
+    vetted = shipped.round > 0  # no released gain of round 0, the text prior or a start, was above the prior's
     head = fit_head(data, features=features, backbone=scorer, local_backbone=local_scorer, seed=seed, vetted=vetted)
     save_head(head, folder)
-    save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0))
+    save_backbone(folder / LOCAL_BACKBONE, replace(shipped, backbone=alone, round=0, start=None))
     tested = np.flatnonzero(data.test >= 0)
     if len(tested) > evaluation.max_users:
         tested = np.sort(np.random.default_rng(0).choice(tested, evaluation.max_users, replace=False))

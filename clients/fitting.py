@@ -13,7 +13,7 @@ from pathlib import Path
 
 from isthmus.backbone_file import save_backbone
 from isthmus.clients.delivery import delivered_path, load_delivered
-from isthmus.clients.finish import finish_domain, to_serve
+from isthmus.clients.finish import finish_domain, read_by, to_serve
 from isthmus.clients.head import Head, Method
 from isthmus.clients.vault import open_vault
 from isthmus.config import DomainConfig, EvaluationConfig
@@ -57,7 +57,8 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
     try:
         delivered = load_delivered(delivered_path(vault.ledger.path, vault.name))
         shipped, recipe = delivered.shipped, delivered.recipe
-        served, named = to_serve(shipped, recipe, vault.encoded(recipe.features.encoder))
+        encoded = vault.encoded(recipe.features.encoder)
+        served, named = to_serve(shipped, recipe, encoded)
         evaluation = EvaluationConfig()
         finished = finish_domain(
             vault.data,
@@ -67,6 +68,7 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
             evaluation=evaluation,
             seed=_SEED,
             folder=out / "heads" / vault.name,
+            shared=read_by(shipped, encoded),
         )
         save_backbone(out / "backbone.safetensors", shipped)
         seat = {

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters, trained_parameters
+from isthmus.backbone import Backbone, learned_axes, load_shared, shared_parameters, trained_parameters
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
@@ -31,7 +31,7 @@ from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
-from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, text_moments
+from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, own_axes, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import NOTHING
 from isthmus.privacy.entries import Charge
@@ -42,6 +42,7 @@ from isthmus.privacy.noise import Randomness, SecureRandomness, SeededRandomness
 from isthmus.privacy.plan import DpSgdPlan, plan_for
 from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import require_asker
+from isthmus.privacy.starts import note_start
 from isthmus.records import DELIVERY, Kind, Recipe, RoundRequest
 
 MOST_WHITENINGS, MOST_PARAMETERS = 64, 4
@@ -142,6 +143,8 @@ class Vault(Answering):
             self.ledger.require_room([event], self.policy.limits, run=request.run, what=what)
         # 3. The gate: charge, compute, keep, hand out.
         self.ledger.follow(self.policy.text())
+        if kind is Kind.UPDATE and request.recipe.start is not None:
+            note_start(self.ledger.chain, run=request.run, start=request.recipe.start)
         charge = Charge(
             dataset=self.data.fingerprint,
             run=request.run,
@@ -207,7 +210,13 @@ class Vault(Answering):
             self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
             raise
         features = request.recipe.features
-        shipped = ShippedBackbone(backbone=backbone.eval(), whitening=whitening, features=features, round=request.round)
+        shipped = ShippedBackbone(
+            backbone=backbone.eval(),
+            whitening=whitening,
+            features=features,
+            round=request.round,
+            start=request.recipe.start,
+        )
         keep_delivered(delivered_path(self.ledger.path, self.name), shipped, request.recipe, run=request.run)
 
     def encoded(self, encoder: str, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
@@ -280,10 +289,14 @@ class Vault(Answering):
     def _evaluate(
         self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
     ) -> Payload:
-        features = torch.from_numpy(self.features(request.recipe.features, whitening))
+        encoded = self.encoded(request.recipe.features.encoder)
+        features = own = torch.from_numpy(whitening.apply(encoded))
+        if request.recipe.start is not None and learned_axes(backbone):
+            # Axes of others' texts would make the prior worse than what this domain has by itself.
+            own = torch.from_numpy(own_axes(whitening, encoded).apply(encoded))
         prior = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
         gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
-            BackboneScorer(prior, features), self.data
+            BackboneScorer(prior, own), self.data
         )
         return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
 

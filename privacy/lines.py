@@ -12,6 +12,7 @@ terminal. Kinds of line are never removed and never change meaning; new ones may
 | `opened`    | the ledger is made: its id, its owner's name, the first signing key                       |
 | `policy`    | the policy in force is another one than before: its text                                  |
 | `layers`    | before the first charge for a release of these parameters: their names                    |
+| `started`   | before the first charge of a run that began with what was trained in the open: on what     |
 | `charged`   | before a release is computed: what it is, what it costs, for whom, under which policy      |
 | `released`  | the finished release was kept and may leave: hash of its bytes                            |
 | `withheld`  | what was computed may not leave; it stays paid for                                        |
@@ -126,6 +127,23 @@ class Layers(Line):
     names: Annotated[tuple[Text, ...], Field(min_length=1, max_length=10_000), AfterValidator(_in_order)]
 
 
+class Started(Line):
+    """What a run began with, by the coordinator's word: trained without noise on public histories.
+
+    Attributes:
+        run: Of the federation.
+        start: SHA-256 of the backbone file.
+        domains: Whose histories.
+        users: Of all of them.
+    """
+
+    type: Literal["started"] = "started"
+    run: Text
+    start: Hash
+    domains: Annotated[tuple[Text, ...], Field(min_length=1, max_length=100)]
+    users: Count
+
+
 class Charged(Line):
     """A release that is paid for.
 
@@ -237,6 +255,7 @@ AnyLine = Annotated[
     Opened
     | PolicyInForce
     | Layers
+    | Started
     | Charged
     | Released
     | Withheld

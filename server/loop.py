@@ -7,7 +7,8 @@ steps: `configure_train`, an exchange of messages, `aggregate_train`. Each finis
 next one starts.
 
 The shipped backbone is the evaluated one (with `average`, the moving average at that round) with the highest noisy gain
-over the text prior, and the prior itself where none is above it. That choice looks at released, noisy figures only.
+over the text prior, and the prior itself where none is above it. A run that began with a backbone that was trained in
+the open ships that until a first evaluation was released. The choice looks at released, noisy figures only.
 """
 
 import logging
@@ -15,14 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from isthmus.backbone import Backbone, shared_parameters, trained_parameters
+from isthmus.backbone import trained_parameters
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
-from isthmus.features import TextMoments, fit_whitening
 from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.requests import sign_request
 from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
@@ -30,6 +29,7 @@ from isthmus.server.averaging import moving_average
 from isthmus.server.checkpoint import RoundRecord, RunState, load_checkpoint, save_checkpoint
 from isthmus.server.heads import HeadLog
 from isthmus.server.introduction import Meeting
+from isthmus.server.starting import first_state, text_prior_of
 from isthmus.server.waiting import FOR_EVER, Patience, exchange
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import FAILED, OK, Guarded, Outcome, mean_update
@@ -75,7 +75,7 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     checkpoint = folder / "checkpoint.safetensors"
     state = load_checkpoint(checkpoint, run=run, digest=federation.digest())
     if state is None:
-        state = _first_state(federation, meeting.moments, run)
+        state = first_state(federation, meeting.moments, run)
         save_checkpoint(checkpoint, state)
     recipe = recipe_of(federation, arrays_digest(state.whitening).hex())
     form = federation.training.update_format
@@ -148,6 +148,9 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
             record = replace(record, gain=gain, gain_stddev=stddev)
             if gain > state.best_gain:
                 state = replace(state, best=judged, best_round=state.round, best_gain=gain)
+            elif state.best_round == 0 and federation.start_path is not None:
+                # What came of the start is not above the prior, so the start is not believed either.
+                state = replace(state, best=text_prior_of(state.best, federation.backbone.shape))
     return replace(state, history=(*state.history, record))
 
 
@@ -212,28 +215,3 @@ def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None
         except Refused as refusal:  # of the reply itself, the strategy says why
             strategy.receipts.pop(node, None)
             _LOG.warning("no receipt: %s", refusal)
-
-
-def _first_state(federation: FederationConfig, moments: dict[str, TextMoments], run: str) -> RunState:
-    """Before the first round: the common axes, and a backbone that is the text prior."""
-    features = federation.features
-    whitening = fit_whitening([moments[name] for name in sorted(moments)], eps=features.whitening_eps, dim=features.dim)
-    with torch.random.fork_rng(devices=[]):
-        if federation.seed is not None:
-            torch.manual_seed(federation.seed)
-        else:
-            torch.seed()
-        backbone = Backbone(whitening.matrix.shape[1], federation.backbone)
-    arrays = {name: parameter.detach().numpy().copy() for name, parameter in shared_parameters(backbone).items()}
-    return RunState(
-        run=run,
-        digest=federation.digest(),
-        round=0,
-        arrays=arrays,
-        best=arrays,
-        best_round=0,
-        best_gain=0.0,
-        whitening=whitening.arrays(),
-        strategy={},
-        average=arrays if federation.strategy.average else {},
-    )

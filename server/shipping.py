@@ -13,8 +13,12 @@ from isthmus.server.checkpoint import RunState
 def shipped_backbone(state: RunState, federation: FederationConfig) -> ShippedBackbone:
     """The best evaluated backbone of a run, ready to score."""
     whitening = Whitening(mean=state.whitening["mean"], matrix=state.whitening["matrix"])
-    backbone = Backbone(whitening.matrix.shape[1], federation.backbone)
+    backbone = Backbone(whitening.matrix.shape[1], federation.backbone.shape)
     load_shared(backbone, state.best)
     return ShippedBackbone(
-        backbone=backbone.eval(), whitening=whitening, features=federation.features, round=state.best_round
+        backbone=backbone.eval(),
+        whitening=whitening,
+        features=federation.features,
+        round=state.best_round,
+        start=federation.started_from(),
     )

@@ -22,7 +22,7 @@ from isthmus.clients.audit.canaries import AUDIT_POLICY, audit_canaries
 from isthmus.clients.audit.evidence import Evidence
 from isthmus.clients.audit.membership import audit_membership
 from isthmus.clients.audit.planted import audit_planted
-from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, load_domain, load_federation
+from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, StartingBackbone, load_domain, load_federation
 from isthmus.demo import write_demo
 from isthmus.features import encoder_dim
 from isthmus.privacy.plan import plan_for
@@ -101,7 +101,10 @@ def attacks(target: Target, *, seed: int | None = None) -> tuple[Attack, ...]:
         target: Of `target_of`, which must be open while they run.
         seed: For repeatable attacks; fresh secure randomness where absent.
     """
-    domain, federation, policy = target.domain, target.federation, target.policy
+    domain, policy = target.domain, target.policy
+    # They begin with the text prior: the guarantee is the same for any start.
+    shape = StartingBackbone(**target.federation.backbone.shape.model_dump())
+    federation = target.federation.model_copy(update={"backbone": shape})
     features = federation.features.dim or encoder_dim(federation.features.encoder)
     return (
         Attack(

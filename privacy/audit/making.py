@@ -21,6 +21,7 @@ from isthmus.privacy.examination import Finding
 from isthmus.privacy.people import PersonEpsilon, Share, person_epsilon
 from isthmus.privacy.program import code_hash
 from isthmus.privacy.reading import Books
+from isthmus.privacy.starts import starts_in_words
 from isthmus.report.audit import (
     Audit,
     AuditFinding,
@@ -79,7 +80,8 @@ def make_audit(
             mine.append(Finding(line=0, rule="accountant", text=record.opinion.why))
         findings += _findings(books.name, mine)
         copies = [left_out for kept, left_out in sources.copies if kept is books]
-        data_sets.append(record.model_copy(update={"remarks": (*record.remarks, *_copies(copies))}))
+        remarks = (*record.remarks, *starts_in_words(books), *_copies(copies))
+        data_sets.append(record.model_copy(update={"remarks": remarks}))
     for log in sources.logs:
         mine = [*log.findings, *broken_heads(log), *against.get(log.path, ())]
         findings += _findings(f"coordinator's log {log.path.name}", mine)

@@ -4,8 +4,8 @@
     run = resume_run(config, Path("federation.toml"), rounds=None)
     progress_of(config, run)
 
-A run is a folder `state/runs/ID` with the federation file as it was, `run.json`, the checkpoint and, at the end, the
-backbone. Flower's own runs come and go: each start or resumption is a new one of Flower's, with the same ID.
+A run is a folder `state/runs/ID` with the federation file, what it starts from, `run.json`, the checkpoint and, at the
+end, the backbone. Flower's own runs come and go: each start or resumption is a new one of Flower's, with the same ID.
 """
 
 import json
@@ -21,6 +21,9 @@ from isthmus.server.checkpoint import RunState, load_checkpoint
 from isthmus.server.deploy.bundle import Bundle, make_bundle
 from isthmus.server.deploy.control import Control, FlowerRun
 from isthmus.server.deploy.settings import ServerConfig
+from isthmus.settings import toml_text
+
+_START = "start.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def begin_run(
                 f"goes on with it; another --seed, or none, starts another one."
             )
         folder.mkdir(parents=True)
-        shutil.copyfile(file, folder / "federation.toml")
+        _keep_federation(file, folder)
         return _start(config, control, run, bundle or make_bundle())
 
 
@@ -184,6 +187,17 @@ def _start(config: ServerConfig, control: Control, run: DeployedRun, bundle: Bun
     run = replace(run, flower=flower)
     write_durably(_folder(config, run.run) / "run.json", json.dumps(asdict(run), indent=1).encode())
     return run
+
+
+def _keep_federation(file: Path, folder: Path) -> None:
+    """The federation file as it is; one that starts from a backbone, with a copy of that beside it."""
+    federation = load_federation(file)
+    if federation.start_path is None:
+        shutil.copyfile(file, folder / "federation.toml")
+        return
+    write_durably(folder / _START, federation.start_path.read_bytes())
+    started = federation.backbone.model_copy(update={"start": _START})
+    write_durably(folder / "federation.toml", toml_text(federation.model_copy(update={"backbone": started})).encode())
 
 
 def _folder(config: ServerConfig, run: str) -> Path:

@@ -233,6 +233,11 @@ def trained_parameters(names: Iterable[str], train: Trained) -> tuple[str, ...]:
     return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _TRAINED[train]))
 
 
+def learned_axes(backbone: Backbone) -> bool:
+    """Whether it predicts more than a sum of the history's features, so that it can read no other axes."""
+    return bool(backbone.head.weight.detach().any())
+
+
 def load_shared(backbone: Backbone, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Copy named arrays, of the right shapes, into the parameters of the same names.
 

@@ -12,13 +12,13 @@ import enum
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, TrainingConfig
+from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, StartedFrom, TrainingConfig
 from isthmus.encoding import Arrays, Encoded, Tensors
 from isthmus.errors import Refused
 from isthmus.packing import arrays_digest, pack, unpack
@@ -44,6 +44,10 @@ DELIVERY = "backbone"
 """What a coordinator signs besides questions: the backbone that a run ended with."""
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Recipe(Section):
     """What every domain must do alike for its update to mean the same: shape, features, optimisation."""
 
@@ -52,6 +56,8 @@ class Recipe(Section):
     training: TrainingConfig
     whitening: str
     """Digest of the whitening that makes the features; empty before there is one."""
+    start: Annotated[StartedFrom | None, Field(exclude_if=_is_none)] = None
+    """What the run began with, if that was trained in the open, by the coordinator's word; no guarantee needs it."""
 
 
 def read_recipe(text: str) -> Recipe:
@@ -71,9 +77,10 @@ def recipe_of(federation: FederationConfig, whitening: str) -> Recipe:
     """The recipe that a federation file prescribes, with the whitening's digest once there is one."""
     return Recipe(
         features=federation.features,
-        backbone=federation.backbone,
+        backbone=federation.backbone.shape,
         training=federation.training,
         whitening=whitening,
+        start=federation.started_from(),
     )
 
 

@@ -64,6 +64,7 @@ _ELSEWHERE = {
     "isthmus leave": "needs a domain that has joined: tests/deployed/test_federation.py",
     "isthmus evaluate": "trains the demo for a minute: tests/cli/test_study_cli.py runs it as printed on tiny domains",
     "isthmus sweep": "trains the demo twice: tests/cli/test_study_cli.py runs it as printed on tiny domains",
+    "isthmus pretrain": "needs domains whose histories are public: tests/simulation/test_pretraining.py",
     "isthmus server log": "needs a server that was up: tests/server/deploy/test_up.py",
 }
 """Examples that cannot run one after the other, and where the command is tested instead."""

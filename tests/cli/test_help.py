@@ -49,6 +49,7 @@ def test_the_expected_verbs_are_there() -> None:
         "isthmus keys rotate",
         "isthmus keys show",
         "isthmus leave",
+        "isthmus pretrain",
         "isthmus recommend",
         "isthmus server init",
         "isthmus server log",

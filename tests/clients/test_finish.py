@@ -13,11 +13,19 @@ from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Signals
 from isthmus.clients.data import DomainData
-from isthmus.clients.finish import LOCAL_BACKBONE, FinishedDomain, finish_domain, to_serve
+from isthmus.clients.finish import LOCAL_BACKBONE, FinishedDomain, finish_domain, read_by, to_serve
 from isthmus.clients.head import Head, Method, Verdict, load_head
 from isthmus.clients.scorers import ItemCf, Popularity, TextNeighbours, rank_users
 from isthmus.clients.trainer import make_training_set
-from isthmus.config import BackboneConfig, EvaluationConfig, FeatureConfig, Trained, TrainingConfig
+from isthmus.config import (
+    BackboneConfig,
+    EvaluationConfig,
+    FeatureConfig,
+    PublicDomain,
+    StartedFrom,
+    Trained,
+    TrainingConfig,
+)
 from isthmus.features import Whitening, own_axes
 from isthmus.packing import arrays_digest
 from isthmus.records import Recipe
@@ -71,6 +79,25 @@ def test_only_what_learns_nothing_about_axes_is_served_in_a_members_own(train: T
     assert not np.allclose(own.matrix, shipped.whitening.matrix, atol=0.1)
     assert named == recipe.model_copy(update={"whitening": arrays_digest(own.arrays()).hex()})
     assert served.backbone is shipped.backbone
+
+
+@pytest.mark.parametrize("train", [Trained.ALL, Trained.RECENCY])
+@pytest.mark.parametrize("axes", [True, False])
+def test_who_began_with_others_axes_has_own_ones_for_local_methods(train: Trained, axes: bool) -> None:
+    """And its backbone reads those that it learned in, if it has learned anything about axes."""
+    recipe = RECIPE.model_copy(update={"training": TrainingConfig(train=train), "whitening": "ab" * 32})
+    start = StartedFrom(digest="cd" * 32, domains=(PublicDomain(name="there", users=9, fingerprint="ef" * 32),))
+    shipped = dataclasses.replace(shipped_backbone(), start=start)
+    if not axes:
+        torch.nn.init.zeros_(shipped.backbone.head.weight)
+    encoded = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32) * np.geomspace(1, 9, 16, dtype="f4")
+    served, _ = to_serve(shipped, recipe, encoded)
+    np.testing.assert_array_equal(served.whitening.matrix, own_axes(shipped.whitening, encoded).matrix)
+    read = read_by(shipped, encoded)
+    assert (read is not None) == axes
+    if read is not None:
+        np.testing.assert_array_equal(read, shipped.whitening.apply(encoded))
+    assert read_by(dataclasses.replace(shipped, start=None), encoded) is None
 
 
 @pytest.mark.parametrize("users", [30, 300])

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.conftest import TinyDomain
 
 from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import vault as module
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.vault import Vault
 from isthmus.config import (
     Augment,
@@ -19,6 +22,8 @@ from isthmus.config import (
     Clipping,
     FeatureConfig,
     OptimizerName,
+    PublicDomain,
+    StartedFrom,
     Trained,
     TrainingConfig,
     UpdateFormat,
@@ -26,7 +31,7 @@ from isthmus.config import (
 )
 from isthmus.encoding import DTYPES, Encoded, decode
 from isthmus.errors import BudgetExhausted, ConfigError, Refused
-from isthmus.features import encode_texts, fit_whitening, text_moments
+from isthmus.features import Whitening, encode_texts, fit_whitening, own_axes, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import encode_event
 from isthmus.privacy.gate import Payload, Release
@@ -499,6 +504,51 @@ def test_an_evaluation_leaves_as_two_noisy_sums(open_vault: Opener, request_one:
     assert stddev == pytest.approx(10.0 * 2**0.5)
     assert 0 < abs(release.payload.values["gain"]) < 6 * stddev
     assert 0 < abs(release.payload.values["users"] - USERS) < 6 * stddev
+
+
+def begun(request: RoundRequest) -> RoundRequest:
+    """The same request of a run that says that it began with something trained in the open."""
+    start = StartedFrom(digest="ab" * 32, domains=(PublicDomain(name="there", users=9, fingerprint="cd" * 32),))
+    return dataclasses.replace(request, recipe=request.recipe.model_copy(update={"start": start}))
+
+
+def test_a_gain_over_the_prior_is_one_over_what_the_domain_has_by_itself(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """In axes of others' texts the prior is worse than in its own; a run that has such axes gains nothing by that."""
+    head = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    request = dataclasses.replace(request_one, arrays={**request_one.arrays, "head.weight": head})
+    plain, started = open_vault("one"), open_vault("two")
+    exact = {}
+    whitening = Whitening(mean=request.whitening["mean"], matrix=request.whitening["matrix"])
+    encoded = plain.encoded(FEATURES.encoder)
+    for name, axes in (("pooled", whitening), ("own", own_axes(whitening, encoded))):
+        scorer = BackboneScorer(Backbone(8, SHAPE), torch.from_numpy(axes.apply(encoded)))
+        exact[name] = float(validation_ndcg(scorer, plain.data).sum())
+    assert exact["pooled"] != exact["own"]
+    # The noise is the same: it follows from seed, name, run, round and kind.
+    gains = [
+        vault.release(Kind.METRIC, asked).payload.values["gain"]
+        for vault, asked in ((plain, request), (started, begun(request)))
+    ]
+    assert gains[0] - gains[1] == pytest.approx(exact["own"] - exact["pooled"], abs=1e-6)
+
+
+def test_a_ledger_says_what_a_run_began_with_before_it_is_charged(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """Once; not for what takes nothing from a user, and not where the budget is gone. It is part of the request."""
+    vault = open_vault(privacy=ONE_ROUND)
+    assert begun(request_one).digest(Kind.UPDATE) != request_one.digest(Kind.UPDATE)
+    asked = dataclasses.replace(begun(request_one), round=0, arrays={}, whitening={})
+    vault.release(Kind.CATALOGUE, asked)
+    vault.release(Kind.UPDATE, begun(request_one))
+    for run in ("s", "t"):
+        with pytest.raises(BudgetExhausted):
+            vault.release(Kind.UPDATE, dataclasses.replace(begun(request_one), run=run))
+    lines = [vault.ledger.chain.read(link) for link in vault.ledger.chain.links()]
+    said = [(line.type, getattr(line, "run", "")) for line in lines if line.type in {"started", "charged"}]
+    assert said == [("charged", "r"), ("started", "r"), ("charged", "r")]
 
 
 def test_a_policy_without_evaluations_releases_none(open_vault: Opener, request_one: RoundRequest) -> None:

@@ -22,6 +22,7 @@ from isthmus.privacy.lines import (
     Released,
     Revoked,
     Rotated,
+    Started,
     Withheld,
     from_text,
     names_digest,
@@ -35,6 +36,7 @@ LINES: list[AnyLine] = [
     Opened(**PLACE, owner="domain", ledger="ab" * 16, name="books & Söhne 😀", key=HASH),
     PolicyInForce(**PLACE, digest=HASH, text="{}"),
     Layers(**PLACE, digest=HASH, names=("adaptor.weight", "norm.bias")),
+    Started(**PLACE, run="r 1", start=HASH, domains=("elsewhere",), users=700),
     Charged(
         **PLACE,
         dataset=HASH,
@@ -98,6 +100,7 @@ def test_every_kind_of_line_is_tried_here() -> None:
         "opened",
         "policy",
         "layers",
+        "started",
         "charged",
         "released",
         "withheld",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from isthmus.backbone import Backbone
@@ -38,7 +39,8 @@ def test_a_pool_teaches_what_text_does_not_tell(tmp_path: Path) -> None:
         Pooled(users=make_training_set(data.train, whitening.apply(encoded), recipe), data=data)
         for data, encoded in zip(domains, texts, strict=True)
     ]
-    first, second = (train_centralised(pool, backbone_config=SHAPE, training=TRAINING, seed=1) for _ in range(2))
+    both = [train_centralised(pool, backbone_config=SHAPE, training=TRAINING, seed=1) for _ in range(2)]
+    first, second = (one.backbone for one in both)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     prior = Backbone(32, SHAPE)
     gains = [
@@ -47,3 +49,4 @@ def test_a_pool_teaches_what_text_does_not_tell(tmp_path: Path) -> None:
         for part in pool
     ]
     assert np.mean(gains) > 0.02
+    assert both[0].gain == pytest.approx(np.mean(gains))

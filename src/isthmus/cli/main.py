@@ -28,6 +28,7 @@ from isthmus.cli.data import domain_app, write_demo_federation  # noqa: E402
 from isthmus.cli.doctor import doctor  # noqa: E402
 from isthmus.cli.joining import invite, join, leave  # noqa: E402
 from isthmus.cli.keys import keys_app  # noqa: E402
+from isthmus.cli.pretraining import pretrain  # noqa: E402
 from isthmus.cli.run import calibrate, recommend, simulate  # noqa: E402
 from isthmus.cli.server import server_app  # noqa: E402
 from isthmus.cli.study import SeveralValues, evaluate, sweep  # noqa: E402
@@ -80,6 +81,7 @@ app.command(
     cls=SeveralValues,
     epilog="Example: isthmus sweep isthmus-demo/federation.toml --out sweep --rounds 1 --epsilon 4 8",
 )(sweep)
+app.command("pretrain", epilog="Example: isthmus pretrain public.toml --out backbone.safetensors")(pretrain)
 app.command("demo", epilog="Example: isthmus demo isthmus-demo")(write_demo_federation)
 app.command("calibrate", epilog="Example: isthmus calibrate isthmus-demo/shopping/domain.toml")(calibrate)
 app.command("recommend", epilog="Example: isthmus recommend --run run --domain dining --user dining-person-00003")(

@@ -32,6 +32,7 @@ from isthmus.config.federation import (
     FederationConfig,
     LossName,
     OptimizerName,
+    StartingBackbone,
     StrategyConfig,
     StrategyName,
     Trained,
@@ -40,6 +41,7 @@ from isthmus.config.federation import (
     load_federation,
     seeded_run,
 )
+from isthmus.config.start import PublicDomain, PublicDomains, StartedFrom
 
 __all__ = [
     "Augment",
@@ -59,7 +61,11 @@ __all__ = [
     "OptimizerName",
     "Precision",
     "PrivacyPolicy",
+    "PublicDomain",
+    "PublicDomains",
     "Split",
+    "StartedFrom",
+    "StartingBackbone",
     "StrategyConfig",
     "StrategyName",
     "TableFormat",

@@ -12,6 +12,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A name that is safe in a path, a message and a log line."""
 
 
+def _is_false(value: object) -> bool:
+    return value is False
+
+
 class TableFormat(enum.StrEnum):
     """How an interaction or item file is laid out."""
 
@@ -32,6 +36,8 @@ class Interactions(Section):
             of the file is the order of time.
         event: Column of event types, if any.
         keep_events: Event types that count as interactions; all when absent.
+        public: True only where everybody may know every history in the table: `isthmus pretrain` trains on it without
+            noise, and what comes of it is handed out. It takes no noise away anywhere else.
     """
 
     path: str
@@ -41,6 +47,7 @@ class Interactions(Section):
     timestamp: str | None = None
     event: str | None = None
     keep_events: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    public: Annotated[bool, Field(exclude_if=_is_false)] = False
 
     @model_validator(mode="after")
     def _events_need_a_column(self) -> Self:

@@ -8,7 +8,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from isthmus.config.domain import Name
+from isthmus.config.start import StartedFrom, read_start, start_digest
 from isthmus.settings import Section, read_settings
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class FeatureConfig(Section):
@@ -52,6 +57,22 @@ class BackboneConfig(Section):
         if self.width % self.heads:
             raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
         return self
+
+
+class StartingBackbone(BackboneConfig):
+    """The shape of the shared sequence encoder, and what it starts from.
+
+    Attributes:
+        start: File of `isthmus pretrain`, relative to the federation file; the text prior where absent. It stays with
+            the coordinator: domains are told the shape, and what was public.
+    """
+
+    start: Annotated[str | None, Field(min_length=1, exclude_if=_is_none)] = None
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """The shape alone."""
+        return BackboneConfig(**{name: getattr(self, name) for name in BackboneConfig.model_fields})
 
 
 class StrategyName(enum.StrEnum):
@@ -171,10 +192,6 @@ class Trained(enum.StrEnum):
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 RECENCY = {"learning_rate": 5.0, "rivals": 200, "loss": LossName.NDCG, "temperature": 0.03}
 """What `train = "recency"` is trained with unless a federation file says otherwise."""
 
@@ -290,7 +307,7 @@ class FederationConfig(Section):
     domains: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     features: FeatureConfig = FeatureConfig()
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: StartingBackbone = StartingBackbone()
     strategy: StrategyConfig = StrategyConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -320,10 +337,32 @@ class FederationConfig(Section):
         """Absolute folders of the domains, in the file's order."""
         return tuple((self.folder / name).resolve() for name in self.domains)
 
+    @property
+    def start_path(self) -> Path | None:
+        """Absolute path of the backbone that is started from; None for the text prior."""
+        return None if self.backbone.start is None else (self.folder / self.backbone.start).resolve()
+
+    def started_from(self) -> StartedFrom | None:
+        """What was public of what is started from; None for the text prior.
+
+        Raises:
+            ConfigError: If the file is gone, is no backbone that was trained in the open, or has another shape.
+        """
+        path = self.start_path
+        return None if path is None else read_start(path, features=self.features, shape=self.backbone.shape)
+
     def digest(self) -> str:
-        """Hash of everything that decides a run's result (speed settings aside), as hex."""
-        text = self.model_dump_json(exclude={"compute"})
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Hash of everything that decides a run's result (speed settings aside), as hex.
+
+        What is started from counts by its content, and not by its place.
+
+        Raises:
+            ConfigError: If the file that is started from cannot be read.
+        """
+        running = hashlib.sha256(self.model_dump_json(exclude={"compute": True, "backbone": {"start"}}).encode())
+        if self.start_path is not None:
+            running.update(start_digest(self.start_path).encode())
+        return running.hexdigest()
 
 
 def seeded_run(federation: FederationConfig) -> str:
@@ -335,6 +374,9 @@ def load_federation(path: str | Path) -> FederationConfig:
     """Read a federation file.
 
     Raises:
-        ConfigError: If the file is absent or any key or value in it is wrong.
+        ConfigError: If the file is absent or any key or value in it is wrong, or it starts from a backbone that does
+            not fit.
     """
-    return read_settings(Path(path), FederationConfig)
+    federation = read_settings(Path(path), FederationConfig)
+    federation.started_from()
+    return federation

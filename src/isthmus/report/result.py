@@ -36,6 +36,10 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -136,6 +140,24 @@ class RoundRecord(Part):
     domains: Annotated[dict[str, DomainRound], Field(description="Each domain's part in the round, by name.")]
 
 
+class OpenDomain(Part):
+    """A domain whose histories are public."""
+
+    name: Annotated[str, Field(min_length=1, description="Of the domain.")]
+    users: Annotated[int, Field(ge=1, description="That the start was trained on, without noise.")]
+
+
+class Start(Part):
+    """The backbone that a run began with: trained in the open, on histories that are declared public."""
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its file, as hex.")]
+    domains: Annotated[tuple[OpenDomain, ...], Field(min_length=1, description="Whose histories.")]
+    shipped: Annotated[
+        bool,
+        Field(description="It was shipped as it is: no evaluation was released that could say what it is worth here."),
+    ]
+
+
 class FederationSummary(Part):
     """The run as a whole."""
 
@@ -155,9 +177,13 @@ class FederationSummary(Part):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]+$", description="SHA-256 of the configuration, as hex.")]
     shipped_round: Annotated[
         Count,
-        Field(description="Round whose backbone was shipped; 0 is the text prior, which no round beat."),
+        Field(description="Round whose backbone was shipped; 0 is the text prior, which no round beat, or the start."),
     ]
     history: Annotated[tuple[RoundRecord, ...], Field(description="One entry for each round finished, in order.")]
+    start: Annotated[
+        Start | None,
+        Field(exclude_if=_is_none, description="What the run began with; absent where that was the text prior."),
+    ] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -166,6 +192,8 @@ class FederationSummary(Part):
             raise ValueError(f"a seeded run is not private, got private = true with seed {self.seed}")
         if self.shipped_round > self.rounds:
             raise ValueError(f"shipped_round must be at most rounds, got {self.shipped_round} and {self.rounds}")
+        if self.start is not None and self.start.shipped and self.shipped_round:
+            raise ValueError(f"the start is shipped as round 0, got shipped_round {self.shipped_round}")
         numbers = [record.round for record in self.history]
         if numbers != sorted(set(numbers)):
             raise ValueError(f"history must list each round once and in order, got {numbers}")

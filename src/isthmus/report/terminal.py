@@ -9,7 +9,7 @@ from rich.text import Text
 
 from isthmus.report import numbers
 from isthmus.report.result import Result
-from isthmus.report.words import METHODS, Verdict, headline, not_private, verdict
+from isthmus.report.words import METHODS, Verdict, headline, not_private, started_from, verdict
 
 _COLOURS = {Verdict.HELPS: "bold green", Verdict.HURTS: "bold red"}
 
@@ -20,10 +20,12 @@ def summary_table(result: Result) -> Table:
     Names are printed as text, never as markup, and their control characters are made visible. A run with
     seeded noise says that it is not private in the caption.
     """
-    warning = not_private(result)
+    warning, start = not_private(result), started_from(result)
     caption = Text("95% intervals by paired bootstrap; raw figures of a simulation, do not publish.")
     if warning:
         caption = Text.assemble(("This run is NOT private: its noise is seeded. ", "bold red"), warning)
+    if start:
+        caption.append(f" {start}")
     table = Table(
         title=Text(headline(result), style="bold"),
         caption=caption,

@@ -85,3 +85,26 @@ def not_private(result: Result) -> str:
         "what the same settings would spend with secret noise. "
         "Run without a seed for noise that nobody can predict."
     )
+
+
+def started_from(result: Result) -> str:
+    """What the run began with that nobody protected, in plain words; empty for the text prior."""
+    start = result.federation.start
+    if start is None:
+        return ""
+    users = sum(domain.users for domain in start.domains)
+    names = ", ".join(numbers.visible(domain.name) for domain in start.domains)
+    return (
+        f"The run began with a backbone that was trained in the open, without noise, on "
+        f"{numbers.plural(users, 'user')} of {names}, whose histories are declared public: they are not protected."
+    )
+
+
+def shipped(result: Result) -> str:
+    """Which backbone was shipped, and why, in a sentence."""
+    federation = result.federation
+    if federation.shipped_round:
+        return f"The backbone of round {federation.shipped_round} was shipped."
+    if federation.start is not None and federation.start.shipped:
+        return "No evaluation was released, so what the run began with was shipped; nothing says what it is worth here."
+    return "No round beat the text prior, so the prior itself was shipped."

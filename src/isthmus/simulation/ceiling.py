@@ -1,9 +1,11 @@
-"""The ceiling: the same backbone, trained on all domains' histories in one place, with Adam and without noise.
+"""The same backbone, trained on all domains' histories in one place, with Adam and without noise.
 
-    backbone = train_centralised(pooled, backbone_config=..., training=..., seed=0)
+    pooled = train_centralised(pool, backbone_config=..., training=..., seed=0)
+    pooled.backbone
 
-No privacy of any kind, and no federation: what a company could reach if it pooled everything. Only a simulation, which
-holds all data anyway, can make it. It is a reference to measure against, and must go nowhere else.
+No privacy of any kind, and no federation. Of private histories it is the ceiling of `isthmus evaluate`: what a company
+could reach if it pooled everything; a reference to measure against, that must go nowhere else. Of histories that are
+declared public it is pre-training (`isthmus.simulation.pretraining`).
 """
 
 import copy
@@ -14,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone
+from isthmus.backbone import Backbone, shared_parameters, trained_parameters
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData
 from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.local_training import BATCH, EPOCHS, LEARNING_RATE, PATIENCE
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
-from isthmus.config import BackboneConfig, TrainingConfig
+from isthmus.config import BackboneConfig, Trained, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,30 @@ class Pooled:
     data: DomainData
 
 
-def train_centralised(
-    pool: Sequence[Pooled], *, backbone_config: BackboneConfig, training: TrainingConfig, seed: int
-) -> Backbone:
+@dataclass(frozen=True, kw_only=True)
+class Centralised:
+    """What came of a pool.
+
+    Attributes:
+        backbone: Of the best pass, in evaluation mode; the untrained one, which is the text prior, if none was better.
+        passes: Until then; 0 if none was better.
+        gain: In mean validation NDCG@10, each domain counted alike, over the untrained one; at least 0.
+    """
+
+    backbone: Backbone
+    passes: int
+    gain: float
+
+
+def train_centralised(  # noqa: PLR0913 - keyword-only
+    pool: Sequence[Pooled],
+    *,
+    backbone_config: BackboneConfig,
+    training: TrainingConfig,
+    seed: int,
+    train: Trained = Trained.ALL,
+    passes: int = EPOCHS,
+) -> Centralised:
     """Train as `train_alone` does, on all domains together; a batch holds users of one domain.
 
     Args:
@@ -46,18 +69,21 @@ def train_centralised(
         backbone_config: Same shape as the federation's.
         training: Same loss as the federation's.
         seed: Of initialisation and order.
-
-    Returns:
-        The backbone of the pass with the best mean validation NDCG@10, each domain counted alike, in evaluation
-        mode; the untrained one, which is the text prior, if no pass was better.
+        train: Which parameters move; `lora` moves the matrices themselves.
+        passes: At most so many, over all users.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(pool[0].users.features.shape[1], backbone_config)
     generator = np.random.default_rng(seed)
-    best, best_value, since = copy.deepcopy(backbone), _value(backbone, pool), 0
-    optimizer = torch.optim.Adam(backbone.parameters(), lr=LEARNING_RATE)
-    for _ in range(EPOCHS):
+    prior = _value(backbone, pool)
+    best, best_value, best_pass = copy.deepcopy(backbone), prior, 0
+    shared = shared_parameters(backbone)
+    moving = set(trained_parameters(shared, train))
+    for name, parameter in shared.items():
+        parameter.requires_grad_(name in moving)
+    optimizer = torch.optim.Adam((shared[name] for name in shared if name in moving), lr=LEARNING_RATE)
+    for number in range(1, passes + 1):
         for part, chosen in _batches(pool, generator):
             batch = make_batch(part.users, chosen, positions=backbone_config.positions, losses=training.positions)
             loss = user_losses(backbone, part.users, batch, training).mean()
@@ -65,12 +91,11 @@ def train_centralised(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         value = _value(backbone, pool)
-        since += 1
         if value > best_value:
-            best, best_value, since = copy.deepcopy(backbone), value, 0
-        if since >= PATIENCE:
+            best, best_value, best_pass = copy.deepcopy(backbone), value, number
+        if number - best_pass >= PATIENCE:
             break
-    return best.eval()
+    return Centralised(backbone=best.requires_grad_().eval(), passes=best_pass, gain=best_value - prior)
 
 
 def _value(backbone: Backbone, pool: Sequence[Pooled]) -> float:

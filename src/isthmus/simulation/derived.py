@@ -86,6 +86,9 @@ def derive(  # noqa: PLR0913 - keyword-only, one for each thing that may differ
             "domains": tuple(f"domains/{domain.name}" for domain in taking_part),
             "seed": 0,  # a study names each run's own; without one, a run of this file would look private
             "strategy": federation.strategy.model_copy(update={"weights": weights}),
+            "backbone": federation.backbone.model_copy(
+                update={"start": None if federation.start_path is None else str(federation.start_path)}
+            ),
         }
     )
     write_durably(file, toml_text(copy).encode())  # last: it says that the rest is there

@@ -190,9 +190,9 @@ def _ceiling(  # noqa: PLR0913 - keyword-only
         domain = known(study, data, shipped)
         pool.append(Pooled(users=make_training_set(data.train, domain.pooled, followed), data=data))
     backbone = train_centralised(
-        pool, backbone_config=study.federation.backbone, training=study.federation.training, seed=seed
-    )
-    save_backbone(file, replace(shipped, backbone=backbone, round=0))
+        pool, backbone_config=study.federation.backbone.shape, training=study.federation.training, seed=seed
+    ).backbone
+    save_backbone(file, replace(shipped, backbone=backbone, round=0, start=None))
     return backbone
 
 

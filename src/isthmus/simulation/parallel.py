@@ -26,7 +26,7 @@ _WORTH_SAYING = 60.0  # seconds that another backend must save before an in-proc
 
 def work_of(federation: FederationConfig, domains: Sequence[DomainConfig]) -> list[float]:
     """CPU-seconds that one round of training takes in each domain, at most, on one core."""
-    backbone = Backbone(federation.features.dim or encoder_dim(federation.features.encoder), federation.backbone)
+    backbone = Backbone(federation.features.dim or encoder_dim(federation.features.encoder), federation.backbone.shape)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     return [
         _EACH

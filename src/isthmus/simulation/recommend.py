@@ -18,7 +18,7 @@ from isthmus.backbone_file import load_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Signals
 from isthmus.clients.data import DomainData, Histories
-from isthmus.clients.finish import LOCAL_BACKBONE
+from isthmus.clients.finish import LOCAL_BACKBONE, read_by
 from isthmus.clients.head import load_head
 from isthmus.clients.vault import Vault, open_seat
 from isthmus.errors import DataError, RunError
@@ -58,7 +58,8 @@ def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Re
         local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE)
         features = vault.features(shipped.features, local.whitening)
         histories = whole_histories(data)
-        scorer = BackboneScorer(shipped.backbone, torch.from_numpy(features))
+        read = read_by(shipped, vault.encoded(shipped.features.encoder))
+        scorer = BackboneScorer(shipped.backbone, torch.from_numpy(features if read is None else read))
         signals = Signals.fit(
             histories,
             features=features,

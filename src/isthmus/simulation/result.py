@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import isthmus
+from isthmus.backbone import shared_parameters
+from isthmus.backbone_file import load_backbone
 from isthmus.clients.finish import FinishedDomain
 from isthmus.clients.head import Method
 from isthmus.clients.vault import Vault
@@ -62,11 +64,26 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
             parameters=sum(array.size for array in state.arrays.values()),
             digest=state.digest,
             shipped_round=state.best_round,
+            start=_start(federation, state),
             history=tuple(_round(record, state.run, vaults) for record in state.history),
         ),
         domains={
             vault.name: _domain(vault, state.run, finished[vault.name], federation.evaluation) for vault in vaults
         },
+    )
+
+
+def _start(federation: FederationConfig, state: RunState) -> report.Start | None:
+    """What the run began with, and whether that is what it ships."""
+    said, path = federation.started_from(), federation.start_path
+    if said is None or path is None:
+        return None
+    parameters = shared_parameters(load_backbone(path).backbone).items()
+    same = all(np.array_equal(parameter.detach().numpy(), state.best[name]) for name, parameter in parameters)
+    return report.Start(
+        digest=said.digest,
+        domains=tuple(report.OpenDomain(name=domain.name, users=domain.users) for domain in said.domains),
+        shipped=same and state.best_round == 0,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from isthmus.backbone_file import ShippedBackbone, save_backbone
 from isthmus.clients.app import app as client_app
 from isthmus.clients.connection import leave_simulation, simulated_vault
-from isthmus.clients.finish import FinishedDomain, finish_domain, to_serve
+from isthmus.clients.finish import FinishedDomain, finish_domain, read_by, to_serve
 from isthmus.clients.vault import Vault
 from isthmus.durable import write_durably
 from isthmus.errors import RunError
@@ -173,15 +173,17 @@ def _finish(simulation: Simulation, vault: Vault, shipped: ShippedBackbone, watc
     watcher.stage(f"fitting the private head of {vault.name}")
     federation = simulation.federation
     recipe = recipe_of(federation, arrays_digest(shipped.whitening.arrays()).hex())
-    shipped, recipe = to_serve(shipped, recipe, vault.encoded(recipe.features.encoder))
+    encoded = vault.encoded(recipe.features.encoder)
+    served, recipe = to_serve(shipped, recipe, encoded)
     return finish_domain(
         vault.data,
-        vault.training_set(recipe, shipped.whitening),
-        shipped,
+        vault.training_set(recipe, served.whitening),
+        served,
         recipe,
         evaluation=federation.evaluation,
         seed=federation.seed or 0,
         folder=simulation.out / "heads" / vault.name,
+        shared=read_by(shipped, encoded),
     )
 
 

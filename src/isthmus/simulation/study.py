@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from isthmus.backbone import learned_axes
 from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.clients.data import DomainData
-from isthmus.clients.finish import finish_domain, to_serve
+from isthmus.clients.finish import finish_domain, read_by, to_serve
 from isthmus.clients.trainer import make_training_set
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation
 from isthmus.durable import write_durably
@@ -142,11 +142,11 @@ def known(study: Study, data: DomainData, shipped: ShippedBackbone, *, newcomer:
     pooled = shipped.whitening.apply(encoded)
     if not newcomer:
         served, _ = to_serve(shipped, recipe(study, shipped), encoded)
-        features = served.whitening.apply(encoded)
-        return Known(data=data, features=features, shared=features, pooled=pooled)
+        features, read = served.whitening.apply(encoded), read_by(shipped, encoded)
+        return Known(data=data, features=features, shared=features if read is None else read, pooled=pooled)
     settings = study.federation.features
     own = fit_whitening([text_moments(encoded)], eps=settings.whitening_eps, dim=settings.dim).apply(encoded)
-    shared = pooled if shipped.backbone.head.weight.any() else own
+    shared = pooled if learned_axes(shipped.backbone) else own
     return Known(data=data, features=own, shared=shared, pooled=pooled)
 
 
@@ -168,7 +168,7 @@ def fit_private_head(study: Study, domain: Known, shipped: ShippedBackbone, *, s
         evaluation=study.federation.evaluation,
         seed=seed,
         folder=folder,
-        shared=torch.from_numpy(domain.shared),
+        shared=domain.shared,
     )
 
 

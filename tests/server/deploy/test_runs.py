@@ -15,13 +15,14 @@ import pytest
 from tests.conftest import TinyDomain, TinyFederation
 from tests.server.deploy.conftest import free_ports, new_server
 from tests.server.deploy.running import call, eventually, online, running, status
+from tests.starts import start_from, write_start
 
 from isthmus.backbone_file import load_backbone
 from isthmus.config import load_federation
 from isthmus.errors import RunError
 from isthmus.server.deploy.bundle import SETTINGS, Bundle, make_bundle
 from isthmus.server.deploy.certs import make_node_key
-from isthmus.server.deploy.runs import Progress, begin_run, latest_run, progress_of, resume_run
+from isthmus.server.deploy.runs import Progress, _keep_federation, begin_run, latest_run, progress_of, resume_run
 from isthmus.server.deploy.settings import ServerConfig
 
 STEPS = {"books": 0.01, "games": 0.03}
@@ -199,6 +200,21 @@ def test_a_run_cannot_go_on_with_another_federation_file(config: ServerConfig, f
     changed.write_text(file.read_text().replace('"tiny"', '"other"'))
     with pytest.raises(RunError, match="there is no run of 'other' to go on with"):
         resume_run(config, changed, rounds=9)
+
+
+def test_a_run_keeps_what_it_starts_from(tmp_path: Path, tiny_federation: TinyFederation) -> None:
+    """A copy beside its federation file, which has the same digest there; without a start the file is as it was."""
+    file, run = tiny_federation(), tmp_path / "run"
+    run.mkdir()
+    _keep_federation(file, run)
+    assert (run / "federation.toml").read_bytes() == file.read_bytes()
+    assert len(list(run.iterdir())) == 1
+    write_start(file.parent / "start.safetensors", file, axes=True)
+    start_from(file, "start.safetensors")
+    digest = load_federation(file).digest()
+    _keep_federation(file, run)
+    (file.parent / "start.safetensors").unlink()
+    assert load_federation(run / "federation.toml").digest() == digest
 
 
 def test_a_run_needs_a_server_that_is_up(tmp_path: Path, tiny_federation: TinyFederation) -> None:
