@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from isthmus.report.result import Result
-from isthmus.report.words import Verdict, headline, not_private, verdict
+from isthmus.report.page import render_page
+from isthmus.report.result import Result, canonical_bytes
+from isthmus.report.words import Verdict, headline, not_private, shipped, started_from, verdict
 
 
 def with_intervals(content: dict[str, Any], intervals: list[list[float]]) -> Result:
@@ -67,3 +68,23 @@ def test_only_a_seeded_run_says_why_it_is_not_private(seeded: Result, private: R
     """The reason names the seed, so that a reader can check it."""
     assert "seed 7" in not_private(seeded)
     assert not_private(private) == ""
+
+
+def test_a_run_that_began_in_the_open_says_so_in_its_page(content: dict[str, Any]) -> None:
+    """Users and domains, escaped like all names; and what was shipped, where it is the start itself."""
+    plain = Result.model_validate_json(json.dumps(content))
+    assert started_from(plain) == ""
+    assert b'"start"' not in canonical_bytes(plain)
+    domains = [{"name": "<b>here</b>", "users": 1200}, {"name": "there", "users": 34}]
+    content["federation"]["start"] = {"digest": "ab" * 32, "domains": domains, "shipped": True}
+    with pytest.raises(ValueError, match="the start is shipped as round 0"):
+        Result.model_validate_json(json.dumps(content))
+    content["federation"]["shipped_round"] = 0
+    result = Result.model_validate_json(json.dumps(content))
+    assert "without noise, on 1,234 users of <b>here</b>, there" in started_from(result)
+    assert shipped(result).startswith("No evaluation was released, so what the run began with was shipped")
+    page = render_page(result)
+    assert "on 1,234 users of &lt;b&gt;here&lt;/b&gt;, there" in page
+    assert "<b>here" not in page
+    assert "<dd>the start</dd>" in page
+    assert Result.model_validate_json(canonical_bytes(result)).federation.start == result.federation.start

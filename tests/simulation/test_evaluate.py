@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tests.conftest import TinyDomain, TinyFederation
 from tests.simulation.test_sweep import Silent
+from tests.starts import ORIGIN, start_from, write_start
 
 from isthmus.clients.data import load_domain_data
-from isthmus.config import load_domain
+from isthmus.config import PublicDomain, load_domain
 from isthmus.errors import ConfigError, PolicyRefused, Refused
 from isthmus.metrics import paired_bootstrap_ci
 from isthmus.report.result import read_result
@@ -132,6 +133,19 @@ def test_a_scenario_that_cannot_be_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=words):
         evaluate(file, out=tmp_path / "out", scenario=scenario, seeds=1, watcher=watcher)
     assert watcher.stages == []
+
+
+def test_a_start_that_knows_what_is_hidden_is_refused_before_anything_is_trained(
+    tiny_federation: TinyFederation, tmp_path: Path
+) -> None:
+    """It was trained on a domain of this name; a start from elsewhere is none of it."""
+    file = tiny_federation()
+    here = ORIGIN.model_copy(update={"domains": (PublicDomain(name="games", users=9, fingerprint="ab" * 32),)})
+    write_start(file.parent / "start.safetensors", file, axes=False, origin=here)
+    start_from(file, "start.safetensors")
+    with pytest.raises(ConfigError, match=r"was trained on games, of which scenario new-items hides something"):
+        evaluate(file, out=tmp_path / "out", scenario=NewItems(), seeds=1, watcher=Silent())
+    assert not (tmp_path / "out" / "run").exists()
 
 
 def test_a_policy_can_forbid_the_pooled_reference_and_any_study(

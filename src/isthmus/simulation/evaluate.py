@@ -17,7 +17,7 @@ from isthmus.backbone import Backbone
 from isthmus.backbone_file import ShippedBackbone, load_backbone, save_backbone
 from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.trainer import make_training_set
-from isthmus.errors import DataError, PolicyRefused, Refused
+from isthmus.errors import ConfigError, DataError, PolicyRefused, Refused
 from isthmus.report import study as report
 from isthmus.report.result import read_result
 from isthmus.report.study_page import write_all
@@ -66,7 +66,7 @@ def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the comman
         watcher: Told about progress.
 
     Raises:
-        ConfigError: If a number or name is wrong.
+        ConfigError: If a number or name is wrong, or what the runs start from has seen what the scenario hides.
         DataError: If there is nobody to measure on.
         Refused: If a policy is against a run.
         RunError: If the folder holds something else.
@@ -74,6 +74,7 @@ def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the comman
     started = time.monotonic()
     about = {"kind": "evaluation", "scenario": scenario.about(), "ceiling": ceiling}
     study = open_study(file, out=out, seeds=seeds, rounds=rounds, about=about)
+    _require_unknown(study, file, str(scenario.about()["name"]))
     ceiling = ceiling and scenario.pools
     if ceiling:
         _require_no_objection(study)
@@ -121,6 +122,18 @@ def evaluate(  # noqa: PLR0913 - keyword-only, one for each option of the comman
     )
     write_all(outcome, study.out)
     return outcome
+
+
+def _require_unknown(study: Study, file: Path, scenario: str) -> None:
+    """Refuse to measure on what a scenario hides where the start of every run has seen it; test items it has not."""
+    start = study.federation.started_from()
+    seen = set() if start is None else {domain.name for domain in start.domains}
+    known = sorted(seen & {domain.name for domain in study.domains})
+    if known and scenario != "usual":
+        raise ConfigError(
+            f"{file}: `backbone.start` was trained on {', '.join(known)}, of which scenario {scenario} hides "
+            f"something. Start from other domains, or leave the start out."
+        )
 
 
 def _require_no_objection(study: Study) -> None:
