@@ -27,8 +27,9 @@ from isthmus.config import TrainingConfig
 from isthmus.encoding import Arrays
 from isthmus.privacy.noise import Randomness
 
-_WHOLE = "head.weight"
-"""The matrix that `lora` trains whole: it starts at zero, and with it everything else stands still."""
+_WHOLE = ("head.weight", "domain_classifier.weight", "domain_classifier.bias")
+"""What `lora` trains whole. The head starts at zero, and with it everything else stands still; a domain classifier is
+small."""
 
 
 class LowRank(nn.Module):
@@ -84,7 +85,7 @@ class TrainedPart:
             parameter.requires_grad_(name in self._names)
         if training.rank is not None:
             for name in self._names:
-                if name != _WHOLE:
+                if name not in _WHOLE:
                     self._replace(name.removesuffix(".weight"), training.rank, randomness)
         self.parameters = {name: one for name, one in backbone.named_parameters() if one.requires_grad}
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from isthmus.backbone import Backbone
 from isthmus.clients import private_optimizer
+from isthmus.clients.alignment import domain_losses
 from isthmus.clients.augmentation import augmented, draw_views
 from isthmus.clients.batches import Batch
 from isthmus.clients.bookkeeping import BookKeeping
@@ -64,20 +65,25 @@ class TrainingSet:
         histories: Training events; row i is everything that user i contributes.
         features: (items, features) whitened text features of the catalogue.
         rivals: Finds what each event is told from.
+        label: Of the domain, where domains are aligned.
     """
 
     histories: Histories
     features: Tensor
     rivals: RivalFinder
+    label: int | None = None
 
 
-def make_training_set(histories: Histories, features: NDArray[np.float32], recipe: Recipe) -> TrainingSet:
+def make_training_set(
+    histories: Histories, features: NDArray[np.float32], recipe: Recipe, *, label: int | None = None
+) -> TrainingSet:
     """What a domain trains on under a recipe.
 
     Args:
         histories: Training events, one row per user.
         features: (items, features) whitened text features.
         recipe: Shared settings.
+        label: Of the domain, which rounds need where domains are aligned.
     """
     tensor = torch.from_numpy(features)
     rivals = RivalFinder(
@@ -87,7 +93,7 @@ def make_training_set(histories: Histories, features: NDArray[np.float32], recip
         count=recipe.training.rivals,
         positions=min(recipe.training.positions, recipe.backbone.positions),
     )
-    return TrainingSet(histories=histories, features=tensor, rivals=rivals)
+    return TrainingSet(histories=histories, features=tensor, rivals=rivals, label=label)
 
 
 def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
@@ -161,6 +167,8 @@ def user_losses(
 ) -> Tensor:
     """Each user's loss: how far the next item is from the top of its rivals, over the user's positions.
 
+    With a domain classifier, how well it tells the user's domain at the same positions is added, times `align_weight`.
+
     Args:
         backbone: Gives the query at each position.
         users: The domain's data.
@@ -173,13 +181,23 @@ def user_losses(
     seen = users.features[batch.history]  # (users, positions, features)
     if batch.hidden is not None:
         seen = seen.masked_fill(batch.hidden.unsqueeze(2), 0.0)
-    query = backbone(seen)  # (users, positions, features)
+    classifier = backbone.domain_classifier
+    if classifier is None:
+        query = backbone(seen)  # (users, positions, features)
+    else:
+        represented = backbone.represent(seen)  # (users, positions, width)
+        query = backbone.prior(seen) + backbone.head(represented)
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
     rivals, own = batch.rivals.items[event], batch.rivals.place[event]
     loss = rival_loss(query[valid], users.features, rivals, own, training.temperature, training.loss)
     weighted = loss * batch.weight[valid].to(loss.dtype)
-    return loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
+    losses = loss.new_zeros(valid.shape).masked_scatter(valid, weighted).sum(dim=1)
+    if classifier is not None:
+        assert users.label is not None  # noqa: S101 - the vault refuses a domain without one
+        assert training.align_weight is not None  # noqa: S101 - or there were no classifier
+        losses = losses + training.align_weight * domain_losses(classifier, represented, batch.weight, users.label)
+    return losses
 
 
 def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int, losses: int) -> Batch:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from isthmus.backbone import Backbone, learned_axes, load_shared, shared_parameters, trained_parameters
 from isthmus.backbone_file import ShippedBackbone
+from isthmus.clients.alignment import own_label
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData, open_domain_data
@@ -205,7 +206,7 @@ class Vault(Answering):
             if not self.ledger.took_part(request.run, Kind.UPDATE.value):  # so that nobody can fill a disk for nothing
                 raise Refused(f"this domain gave no update to run {request.run!r:.80}, so it takes no backbone of it")
             whitening = self._whitening(request)
-            backbone = _backbone(request.recipe, self._shared(request), whitening)
+            backbone = _backbone(request.recipe, self._shared(request), whitening, domains=0)
         except Refused as refusal:
             self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
             raise
@@ -241,7 +242,8 @@ class Vault(Answering):
         key = recipe.model_dump_json()
         if key not in self._training_sets:
             features = one_copy(self.features(recipe.features, whitening))
-            self._training_sets = {key: make_training_set(self.data.train, features, recipe)}
+            label = own_label(recipe.training, self.name)
+            self._training_sets = {key: make_training_set(self.data.train, features, recipe, label=label)}
         return self._training_sets[key]
 
     def close(self) -> None:
@@ -258,8 +260,9 @@ class Vault(Answering):
             raise Refused("this domain releases no evaluations (`privacy.evaluations` in domain.toml is 0)")
         if kind is Kind.UPDATE:
             require_whole_pairs(request.recipe.training, self.config.privacy)
+        own_label(request.recipe.training, self.name)  # or it cannot take part
         whitening = self._whitening(request)
-        backbone = _backbone(request.recipe, shared, whitening)
+        backbone = _backbone(request.recipe, shared, whitening, domains=request.recipe.training.classes)
         self._parameters.keep(request.parameters_digest().hex(), shared)
         mechanism = self._train if kind is Kind.UPDATE else self._evaluate
         return functools.partial(mechanism, request, backbone, whitening, self._randomness(kind, request))
@@ -372,13 +375,13 @@ def open_seat(seat: dict[str, Any]) -> Vault:
     return open_vault(config, ledger=ledger, seed=seat["seed"], cache=cache, threads=seat["threads"])
 
 
-def _backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening) -> Backbone:
-    """A backbone with a request's parameters.
+def _backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening, *, domains: int) -> Backbone:
+    """A backbone with a request's parameters, with a classifier of so many domains.
 
     Raises:
         Refused: If they are not exactly the parameters of the recipe's shape, finite.
     """
-    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone)
+    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone, domains=domains)
     shared = shared_parameters(backbone)
     if arrays.keys() != shared.keys():
         raise Refused(f"the request's parameters are not those of its recipe: {sorted(arrays)[:5]}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from isthmus.backbone import trained_parameters
+from isthmus.backbone import trained_parameters, without_classifier
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
 from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
@@ -99,7 +99,7 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
             break  # nobody has anything left to give; asking again changes nothing
     # 5. The backbone that is shipped, and receipts for the last replies; nothing is asked any more.
-    shipped = RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=state.best)
+    shipped = RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=without_classifier(state.best))
     _deliver(grid, strategy, shipped, state, replace(patience, deadline=_shorter(patience.deadline, _LAST_SECONDS)))
     return state
 

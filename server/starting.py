@@ -34,7 +34,9 @@ def first_state(federation: FederationConfig, moments: dict[str, TextMoments], r
     digest = federation.digest()
     start = None if federation.start_path is None else load_backbone(federation.start_path)
     whitening = _axes(federation, moments, start)
-    arrays = _arrays(_fresh(federation, whitening) if start is None else start.backbone)
+    arrays = _arrays(_fresh(federation, whitening))
+    if start is not None:
+        arrays |= _arrays(start.backbone)  # all of them but a domain classifier, which starts at zero
     if federation.digest() != digest:
         raise ConfigError(f"{federation.start_path} was changed while it was read; start again")
     return RunState(
@@ -82,7 +84,7 @@ def _fresh(federation: FederationConfig, whitening: Whitening) -> Backbone:
             torch.manual_seed(federation.seed)
         else:
             torch.seed()
-        return Backbone(whitening.matrix.shape[1], federation.backbone.shape)
+        return Backbone(whitening.matrix.shape[1], federation.backbone.shape, domains=federation.training.classes)
 
 
 def _arrays(backbone: Backbone) -> Arrays:

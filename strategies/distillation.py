@@ -92,6 +92,7 @@ def distil(
     Guarantees:
         - A function of its arguments.
         - On histories that it was not moved by it is nearer to the teachers' mean than `start`, or it is `start`.
+        - A domain classifier predicts nothing that is shipped, and stays that of `start`.
     """
     histories = made_up_histories(start["adaptor.weight"].shape[1], config, seed=seed)
     total = sum(weight for weight, _ in teachers)
@@ -103,7 +104,8 @@ def distil(
     parameters = shared_parameters(student)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
-    optimizer = torch.optim.Adam([parameters[name] for name in trained], lr=_LEARNING_RATE)
+    moving = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(moving, lr=_LEARNING_RATE)
     seen, kept = slice(_HELD_OUT, None), slice(_HELD_OUT)
     before = distance(student, histories[kept], target[kept])
     for _ in range(_EPOCHS):
@@ -113,7 +115,7 @@ def distil(
             optimizer.step()
     if not distance(student, histories[kept], target[kept]) < before:
         return start
-    return {name: parameter.detach().numpy().copy() for name, parameter in parameters.items()}
+    return start | {name: parameter.detach().numpy().copy() for name, parameter in parameters.items()}
 
 
 def made_up_histories(features: int, config: BackboneConfig, *, seed: int) -> Tensor:

@@ -20,6 +20,7 @@ from isthmus.config import (
 from isthmus.errors import ConfigError
 
 Load = Callable[[Path], object]
+DANN, BOTH = 'align = "dann"\nalign_weight = 0.1', "align_domains = ['games', 'books']"
 ROOT = Path(__file__).parents[1]
 ASK = "import sys; from isthmus.config import load_federation; print(load_federation(sys.argv[1]).digest())"
 
@@ -176,6 +177,24 @@ def test_what_is_trained_decides_what_it_is_trained_with() -> None:
         ("learning_rate = 0.5", "rank = 4", "`rank` belongs to"),
         ("learning_rate = 0.5", 'augment = "drop"', "`training.augment`"),
         ("evaluate_every = 2", "evaluate_every = 2\naverage = 1.0", "`strategy.average`: Input should be less than 1"),
+        ("learning_rate = 0.5", 'align = "mmd"\n', "`training.align`: Input should be 'dann'"),
+        ("learning_rate = 0.5", 'align = "dann"', "needs an `align_weight`, of its loss"),
+        (
+            "learning_rate = 0.5",
+            'align = "dann"\nalign_weight = 0.0',
+            "`training.align_weight`: Input should be greater",
+        ),
+        (
+            "learning_rate = 0.5",
+            'align = "dann"\nalign_weight = 0.1',
+            "`align_domains`, the names of all domains that may take",
+        ),
+        ("learning_rate = 0.5", "align_weight = 0.1", "belong to `align`, which is absent"),
+        ("learning_rate = 0.5", 'align_domains = ["a", "b"]', "belong to `align`, which is absent"),
+        ("learning_rate = 0.5", f"{DANN}\nalign_domains = ['books']", "`training.align_domains`"),
+        ("learning_rate = 0.5", f"{DANN}\nalign_domains = ['books', 'books']", "names each domain once"),
+        ('train = "all"', f"{DANN}\n{BOTH}", '`train = "recency"` leaves it as it is; train one of all, ends, lora'),
+        ('train = "all"', f'train = "head"\n{DANN}\n{BOTH}', '`train = "head"` leaves it as it is'),
     ],
 )
 def test_a_wrong_value_of_a_federation_is_named_with_its_rule(
@@ -183,6 +202,34 @@ def test_a_wrong_value_of_a_federation_is_named_with_its_rule(
 ) -> None:
     """The recipe is as strict as the policies."""
     assert words in refusal(load_federation, tiny_federation(), old, new)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed_mean", "krum"])
+def test_alignment_needs_a_strategy_that_hears_every_domain(tiny_federation: TinyFederation, strategy: str) -> None:
+    """Of what a domain says of itself it is the only witness, and so the outlier."""
+    members = dict.fromkeys(("a", "b", "c", "d", "e"), 20)
+    file = tiny_federation(domains=members, strategy=strategy)
+    load_federation(file)
+    words = refusal(load_federation, file, "rivals = 10", f"rivals = 10\n{DANN}\nalign_domains = {list(members)}")
+    assert f'`training.align` needs a mean over domains, and `strategy.name = "{strategy}"` leaves out' in words
+
+
+def test_a_label_is_the_place_among_sorted_names(tiny_federation: TinyFederation) -> None:
+    """However they are written, so that the order in a file is no setting; a file without them says nothing of them."""
+    file = tiny_federation()
+    plain = load_federation(file)
+    assert "align" not in plain.model_dump_json()
+    written = file.read_text()
+    digests = set()
+    for names in (["games", "books"], ["books", "games"]):
+        file.write_text(written.replace("rivals = 10", f"rivals = 10\n{DANN}\nalign_domains = {names}"))
+        training = load_federation(file).training
+        assert training.align_domains == ("books", "games")
+        assert training.classes == 2
+        assert TrainingConfig.model_validate_json(training.model_dump_json()) == training
+        digests.add(load_federation(file).digest())
+    assert len(digests) == 1
+    assert plain.digest() not in digests
 
 
 def test_everything_that_is_wrong_is_said_at_once(tiny_domain: TinyDomain) -> None:

@@ -127,7 +127,8 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
     Raises:
         Refused: If the first round is refused; a later refusal is in the transcript.
     """
-    domain = _write(folder, titles, rows, policy)
+    name = (federation.training.align_domains or ("audit",))[0]  # one that the recipe knows, where it asks
+    domain = _write(folder, titles, rows, policy, name=name)
     vault = Vault(domain, ledger=Ledger(domain.ledger_path), seed=seed, cache=cache, threads=1)
     try:
         catalogue = vault.release(
@@ -142,7 +143,10 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
         recipe = recipe_of(federation, arrays_digest(whitening.arrays()).hex())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            first = shared_parameters(Backbone(whitening.matrix.shape[1], federation.backbone))
+            training = federation.training
+            first = shared_parameters(
+                Backbone(whitening.matrix.shape[1], federation.backbone, domains=training.classes)
+            )
         arrays = {name: parameter.detach().numpy().copy() for name, parameter in first.items()}
         seen: list[Round] = []
         refusal = ""
@@ -173,7 +177,9 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
         vault.close()
 
 
-def _write(folder: Path, titles: Sequence[str], rows: NDArray[np.int64], policy: PrivacyPolicy) -> DomainConfig:
+def _write(
+    folder: Path, titles: Sequence[str], rows: NDArray[np.int64], policy: PrivacyPolicy, *, name: str
+) -> DomainConfig:
     """The tables of a made-up domain; ids sort as the rows do."""
     folder.mkdir(parents=True)
     ids = [f"item-{number:06d}" for number in range(len(titles))]
@@ -181,7 +187,7 @@ def _write(folder: Path, titles: Sequence[str], rows: NDArray[np.int64], policy:
     users = np.repeat([f"user-{number:06d}" for number in range(len(rows))], rows.shape[1])
     pl.DataFrame({"user": users, "item": [ids[item] for item in rows.ravel()]}).write_csv(folder / "interactions.csv")
     return DomainConfig(
-        name="audit",
+        name=name,
         interactions=Interactions(path="interactions.csv"),
         items=Items(path="items.csv", public=True),
         privacy=policy,

@@ -106,12 +106,14 @@ class Backbone(nn.Module):
     Args:
         features: Dimensions of an item's whitened text features.
         config: Its shape.
+        domains: That its domain classifier tells apart, in training only (see `isthmus.clients.alignment`); 0 for a
+            backbone without one, which is what is shipped.
 
     Every parameter is shared: what is private to a domain (co-occurrence, popularity, blend weights) lives in
     `isthmus.clients.head` and is not a parameter of this module.
     """
 
-    def __init__(self, features: int, config: BackboneConfig) -> None:
+    def __init__(self, features: int, config: BackboneConfig, *, domains: int = 0) -> None:
         super().__init__()
         self.config = config
         self.recency = Recency(config.prior_items, config.prior_decay)
@@ -121,6 +123,11 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, features, bias=False)
         nn.init.zeros_(self.head.weight)
+        # Last, so that everything before it starts as it does without one. At zero it knows nothing, and moves nothing.
+        self.domain_classifier = nn.Linear(config.width, domains) if domains else None
+        if self.domain_classifier is not None:
+            nn.init.zeros_(self.domain_classifier.weight)
+            nn.init.zeros_(self.domain_classifier.bias)
 
     def forward(self, history: Tensor) -> Tensor:
         """Predict the features of the item after each position.
@@ -136,7 +143,12 @@ class Backbone(nn.Module):
 
     def residual(self, history: Tensor) -> Tensor:
         """What is learned: (users, positions, features) to the same shape."""
-        x: Tensor = self.head(self.norm(self._encode(self.embed(history))))
+        x: Tensor = self.head(self.represent(history))
+        return x
+
+    def represent(self, history: Tensor) -> Tensor:
+        """What the last layer reads, and domains are told apart by: (users, positions, features) to (..., width)."""
+        x: Tensor = self.norm(self._encode(self.embed(history)))
         return x
 
     def residual_after(self, embedded: Tensor, lengths: Tensor) -> Tensor:
@@ -213,15 +225,18 @@ def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
     return dict(backbone.named_parameters())
 
 
+_CLASSIFIER = "domain_classifier"
+
 _TRAINED = {
     Trained.ALL: ("*",),
     Trained.RECENCY: ("recency.*",),
-    Trained.ENDS: ("adaptor.*", "head.*"),
+    Trained.ENDS: ("adaptor.*", "head.*", f"{_CLASSIFIER}.*"),
     Trained.HEAD: ("head.*",),
     Trained.LORA: (
         "adaptor.weight",
         *(f"blocks.*.{layer}.weight" for layer in ("query", "key", "value", "output")),
         "head.weight",
+        f"{_CLASSIFIER}.*",
     ),
 }
 """Patterns of names. Whatever is behind the head comes with it: the head starts at zero, and until it moves nothing
@@ -238,12 +253,17 @@ def learned_axes(backbone: Backbone) -> bool:
     return bool(backbone.head.weight.detach().any())
 
 
+def without_classifier(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The shared parameters that serve: a domain classifier is of use in training only."""
+    return {name: array for name, array in arrays.items() if name.partition(".")[0] != _CLASSIFIER}
+
+
 def load_shared(backbone: Backbone, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Copy named arrays, of the right shapes, into the parameters of the same names.
 
     Args:
         backbone: Changed in place.
-        arrays: One for each shared parameter.
+        arrays: One for each shared parameter, and perhaps a domain classifier that this backbone does without.
     """
     for name, parameter in shared_parameters(backbone).items():
         np.copyto(parameter.detach().numpy(), arrays[name])

@@ -52,6 +52,8 @@ RECIPE = Recipe(features=FeatureConfig(), backbone=SHAPE, training=TRAINING, whi
 RATE, DIVISOR, SIGMA = 0.5, 7.0, 1.5
 PLAN = DpSgdPlan(config=DpSgdConfig(budget=PrivacyBudget(8.0, 1e-6), sample_rate=RATE, steps=1), noise_multiplier=SIGMA)
 EXACT, SINGLE = 1e-10, 1e-5
+LABEL = 1
+"""Of the domain whose users all of them are, where domains are told apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Case:
 
     def users(self) -> TrainingSet:
         """What the trainer makes of them, in the model's precision."""
-        made = make_training_set(histories_of(self.rows), self.features, RECIPE)
+        made = make_training_set(histories_of(self.rows), self.features, RECIPE, label=LABEL)
         return dataclasses.replace(made, features=made.features.to(self.backbone.adaptor.weight.dtype))
 
 
@@ -170,13 +172,16 @@ def policy_of(case: Case) -> PrivacyPolicy:
     )
 
 
-def make_case(lengths: list[int], *, seed: int, clip: float = 0.0, single: bool = False) -> Case:
-    """Random histories of given lengths under a random model; by default C is the median norm, so half are clipped."""
+def make_case(lengths: list[int], *, seed: int, clip: float = 0.0, single: bool = False, domains: int = 0) -> Case:
+    """Random histories of given lengths under a random model; by default C is the median norm, so half are clipped.
+
+    With `domains` the model has a classifier of so many.
+    """
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(ITEMS, DIM))
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     rows = tuple(tuple(int(item) for item in rng.integers(0, ITEMS, length)) for length in lengths)
-    backbone = randomise(Backbone(DIM, SHAPE), seed)
+    backbone = randomise(Backbone(DIM, SHAPE, domains=domains), seed)
     case = Case(rows=rows, chosen=(True,) * len(rows), features=features, backbone=backbone, clip=clip or 1.0)
     if not clip:
         norms = [norm for row in rows if (norm := float(user_gradient(case, row).norm())) > 0]
@@ -206,7 +211,7 @@ def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = T
     backbone = copy.deepcopy(case.backbone).double()
     features = torch.from_numpy(case.features)
     rivals = find_rivals(histories_of((row,)), features, SHAPE, count=TRAINING.rivals, positions=TRAINING.positions)
-    losses = []
+    losses, domain_losses = [], []
     first = max(1, len(row) - TRAINING.positions)
     for at in range(first, len(row)):
         others = rivals.items[at - first].tolist()
@@ -215,8 +220,23 @@ def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = T
             query = backbone(features[seen].double()[None])[0, -1]
             scores = features[others].double() @ query / TRAINING.temperature
             losses.append(_loss(scores, others.index(row[at]), training.loss))
+            if training.align is not None:
+                logits = backbone.domain_classifier(backbone.represent(features[seen].double()[None])[0, -1])
+                domain_losses.append(functional.cross_entropy(logits[None], torch.tensor([LABEL])))
     shared = shared_parameters(backbone)
-    parameters = [shared[name] for name in trained_parameters(shared, training.train)]
+    trained = {name: shared[name] for name in trained_parameters(shared, training.train)}
+    gradient = _gradient(losses, list(trained.values()))
+    if (
+        training.align is not None
+    ):  # equations 13 to 15 of Ganin et al., JMLR 2016: the classifier's part is not reversed
+        of_domain = _gradient(domain_losses, list(trained.values()))
+        signs = [torch.full((one.numel(),), 1.0 if "classifier" in name else -1.0) for name, one in trained.items()]
+        gradient += training.align_weight * torch.cat(signs) * of_domain
+    return gradient
+
+
+def _gradient(losses: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """(parameters,) of the mean of some losses; zero if there is none."""
     if not losses:
         return torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
     gradients = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from isthmus.clients import trainer
 from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
-from isthmus.config import Augment, Clipping, EngineName, LossName, OptimizerName, Trained, TrainingConfig
+from isthmus.config import Align, Augment, Clipping, EngineName, LossName, OptimizerName, Trained, TrainingConfig
 from isthmus.privacy.noise import Randomness
 
 LENGTHS = [6, 3, 0, 9, 1, 5]
@@ -40,6 +40,8 @@ def choosing(**choices: object) -> TrainingConfig:
 AUTOMATIC = choosing(clipping=Clipping.AUTOMATIC)
 ENDS = choosing(train=Trained.ENDS)
 RECENCY, NDCG = choosing(train=Trained.RECENCY, loss=LossName.NDCG), choosing(loss=LossName.NDCG)
+DANN = choosing(align=Align.DANN, align_weight=3.0, align_domains=("books", "games", "music"))
+DANN_ENDS = choosing(**DANN.model_dump(include={"align", "align_weight", "align_domains"}), train=Trained.ENDS)
 CROP, MASK, REORDER = (choosing(augment=each) for each in (Augment.CROP, Augment.MASK, Augment.REORDER))
 CHOICES = {
     "automatic": AUTOMATIC,
@@ -52,12 +54,17 @@ CHOICES = {
     "ends": ENDS,
     "head": choosing(train=Trained.HEAD),
     "lora": choosing(train=Trained.LORA, rank=2),
+    "dann": DANN,
+    "dann, ends": DANN_ENDS,
     "everything at once": choosing(
         clipping=Clipping.AUTOMATIC,
         optimizer=OptimizerName.ADAM_BC,
         augment=Augment.REORDER,
         train=Trained.LORA,
         rank=2,
+        align=Align.DANN,
+        align_weight=3.0,
+        align_domains=("books", "games"),
     ),
 }
 
@@ -90,7 +97,7 @@ class Inside:
 @pytest.mark.parametrize("training", CHOICES.values(), ids=CHOICES.keys())
 def test_one_user_moves_the_sum_by_at_most_c_under_every_choice(training: TrainingConfig) -> None:
     """Every user is removed once; C is well below the users' norms, so that most of them are clipped."""
-    case = make_case(LENGTHS, seed=1)
+    case = make_case(LENGTHS, seed=1, domains=training.classes)
     few = training.train is Trained.RECENCY  # parameters: shorter gradients
     case = dataclasses.replace(case, clip=case.clip / (40 if few else 4))
     mechanism = Inside(training=training)
@@ -98,11 +105,11 @@ def test_one_user_moves_the_sum_by_at_most_c_under_every_choice(training: Traini
     assert float(mechanism(case).norm()) > 0.5 * case.clip, "nobody adds anything: the bound was not tried"
 
 
-@pytest.mark.parametrize("training", [AUTOMATIC, ENDS, choosing(train=Trained.HEAD), RECENCY, NDCG])
+@pytest.mark.parametrize("training", [AUTOMATIC, ENDS, choosing(train=Trained.HEAD), RECENCY, NDCG, DANN, DANN_ENDS])
 @pytest.mark.parametrize("engine", EngineName)
 def test_the_sum_is_the_loop_over_users_under_a_choice(training: TrainingConfig, engine: EngineName) -> None:
     """Against plain autograd, user by user: norms are those of the trained part, factors those of the paper."""
-    case = make_case(LENGTHS, seed=2)
+    case = make_case(LENGTHS, seed=2, domains=training.classes)
     made = Served(training=training, engine=engine)
     assert_matches_brute_force(made, case, tolerance=EXACT, training=training)
 
@@ -110,7 +117,7 @@ def test_the_sum_is_the_loop_over_users_under_a_choice(training: TrainingConfig,
 @pytest.mark.parametrize("training", [CHOICES["everything at once"], CROP, MASK], ids=["everything", "crop", "mask"])
 def test_both_engines_make_the_same_sum_under_a_choice(training: TrainingConfig) -> None:
     """Opacus' hooks are the reference; both see the same views and the same factors."""
-    case = make_case(LENGTHS, seed=3)
+    case = make_case(LENGTHS, seed=3, domains=training.classes)
     ours, theirs = (Inside(training=training, engine=engine)(case) for engine in EngineName)
     assert float((ours - theirs).norm()) <= EXACT * float(theirs.norm())
 
@@ -154,6 +161,19 @@ class LayerByLayer(PrivateOptimizer):
             parameter.summed_grad += total
 
 
+class ClassifierApart(PrivateOptimizer):
+    """Clips the backbone's part of a gradient, and lets that of the domain classifier pass as it is."""
+
+    def accumulate(self, gradients: UserGradients) -> None:
+        """The classifier is the last two tensors."""
+        assert isinstance(gradients, Samples)
+        factors = self.clipped(Samples(gradients.samples[:-2]).norms())
+        for place, (parameter, sample) in enumerate(zip(self.params, gradients.samples, strict=True)):
+            apart = place >= len(self.params) - 2
+            (total,) = Samples([sample]).weighted_sum(torch.ones_like(factors) if apart else factors)
+            parameter.summed_grad += total
+
+
 def twice(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Every user as two records, one for each of two views."""
     for some in trainer_micro_batches(lengths):
@@ -177,6 +197,10 @@ WRONG = {
         Inside(training=ENDS, engine=EngineName.OPACUS, optimizer=Forgetful),
         {},
     ),
+    "a domain classifier outside of the clip": (
+        Inside(training=DANN, engine=EngineName.OPACUS, optimizer=ClassifierApart),
+        {},
+    ),
     "two views as two records": (Inside(training=CROP), {"micro_batches": twice}),
     "views that depend on company": (Inside(training=REORDER), {"draw_views": drawn_together}),
 }
@@ -187,7 +211,7 @@ def test_the_check_catches_a_wrong_choice(
     monkeypatch: pytest.MonkeyPatch, mutant: Inside, replaced: dict[str, object]
 ) -> None:
     """Each lets some user move the sum by more than C; the same recipe, made right, does not."""
-    case = make_case(LONG, seed=6)
+    case = make_case(LONG, seed=6, domains=mutant.training.classes)
     case = dataclasses.replace(case, clip=case.clip / 4)
     right = dataclasses.replace(mutant, optimizer=PrivateOptimizer)
     assert_user_moves_at_most_c(right, case, tolerance=EXACT)

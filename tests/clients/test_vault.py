@@ -17,6 +17,7 @@ from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.vault import Vault
 from isthmus.config import (
+    Align,
     Augment,
     BackboneConfig,
     Clipping,
@@ -153,6 +154,20 @@ def test_steps_that_come_in_pairs_are_refused_where_one_would_be_left_over(
     pairs = retrained(request_one, optimizer=OptimizerName.PER_FEDAVG, inner_learning_rate=0.1)
     with pytest.raises(Refused, match="in pairs, and this domain takes 3 a round"):
         vault.release(Kind.UPDATE, pairs)
+    assert_nothing_happened(vault)
+
+
+def test_a_domain_that_an_aligned_recipe_does_not_know_is_refused_unpaid(
+    open_vault: Opener, request_one: RoundRequest
+) -> None:
+    """Of an update and of an evaluation: it has no label. One that is known must get the classifier along."""
+    vault = open_vault()
+    names = {"align": Align.DANN, "align_weight": 1.0}
+    for kind in (Kind.UPDATE, Kind.METRIC):
+        with pytest.raises(Refused, match="no domain 'books', only films, games; a domain that takes part must be in"):
+            vault.release(kind, retrained(request_one, **names, align_domains=("films", "games")))
+        with pytest.raises(Refused, match="not those of its recipe"):
+            vault.release(kind, retrained(request_one, **names, align_domains=("books", "games")))
     assert_nothing_happened(vault)
 
 

@@ -31,7 +31,12 @@ MOMENTS = replace(
 
 def moved(request: RoundRequest, step: float) -> RoundReply:
     """An update that adds the same everywhere, in the format of the request's recipe."""
-    shapes = {name: tuple(each.shape) for name, each in shared_parameters(Backbone(4, request.recipe.backbone)).items()}
+    shapes = {
+        name: tuple(each.shape)
+        for name, each in shared_parameters(
+            Backbone(4, request.recipe.backbone, domains=request.recipe.training.classes)
+        ).items()
+    }
     update = {name: np.full(shape, step, np.float32) for name, shape in shapes.items()}
     encoded = encode(update, request.recipe.training.update_format, np.random.default_rng(request.round).random)
     return replace(EMPTY, arrays=encoded.arrays, values=encoded.scales)

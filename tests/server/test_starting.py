@@ -70,3 +70,18 @@ def test_a_run_begins_at_the_start_in_the_axes_that_it_knows(
     assert first.round == 0
     assert all(np.array_equal(array, first.arrays[name]) for name, array in arrays_of(start).items())
     assert np.array_equal(first.whitening["matrix"], start.whitening.matrix if axes else plain.whitening["matrix"])
+
+
+def test_an_aligned_run_adds_a_classifier_to_its_start(tiny_federation: TinyFederation, tmp_path: Path) -> None:
+    """At zero, beside what was trained in the open: the file that a run starts from has none."""
+    file = tiny_federation(evaluate_every=0)
+    start = write_start(file.parent / "start.safetensors", file, axes=True, dim=4)
+    start_from(file, "start.safetensors")
+    align = 'align = "dann"\nalign_weight = 1.0\nalign_domains = ["books", "films", "games"]'
+    file.write_text(file.read_text().replace("rivals = 10", f"rivals = 10\n{align}"))
+    first, second = run_script(file, Gains({}), tmp_path / "a", rounds=1)
+    assert all(np.array_equal(array, first.arrays[name]) for name, array in arrays_of(start).items())
+    classifier = first.arrays.keys() - arrays_of(start).keys()
+    assert {first.arrays[name].shape for name in classifier} == {(3, 8), (3,)}
+    assert not any(first.arrays[name].any() for name in classifier)
+    assert all(outcome.status == "ok" for outcome in second.history[-1].outcomes.values())

@@ -99,6 +99,17 @@ def test_what_is_not_trained_stays_and_the_same_arguments_give_the_same_bits() -
         assert found[0][name].tobytes() == found[1][name].tobytes()
 
 
+def test_a_domain_classifier_stays_that_of_the_mean() -> None:
+    """It predicts nothing that serves; whatever the teachers' classifiers say, the student is the same."""
+    one, other = trained(0), trained(5)
+    start = mean(one, other) | {"domain_classifier.weight": np.ones((2, SHAPE.width), np.float32)}
+    plain = distil(mean(one, other), [(1.0, one), (2.0, other)], config=SHAPE, trained=NAMES, seed=3)
+    teachers = [(1.0, one | {"domain_classifier.weight": start["domain_classifier.weight"] + 1}), (2.0, other)]
+    found = distil(start, teachers, config=SHAPE, trained=(*NAMES, "domain_classifier.weight"), seed=3)
+    assert found["domain_classifier.weight"].tobytes() == start["domain_classifier.weight"].tobytes()
+    assert all(found[name].tobytes() == array.tobytes() for name, array in plain.items())
+
+
 def test_a_student_that_cannot_come_nearer_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher that is nearer than a step is long: the student would overshoot, and without the check it does."""
     start, histories = trained(0), made_up_histories(FEATURES, SHAPE, seed=99)

@@ -23,6 +23,7 @@ from isthmus.config.domain import (
     load_domain,
 )
 from isthmus.config.federation import (
+    Align,
     Augment,
     BackboneConfig,
     Clipping,
@@ -33,8 +34,6 @@ from isthmus.config.federation import (
     LossName,
     OptimizerName,
     StartingBackbone,
-    StrategyConfig,
-    StrategyName,
     Trained,
     TrainingConfig,
     UpdateFormat,
@@ -42,8 +41,10 @@ from isthmus.config.federation import (
     seeded_run,
 )
 from isthmus.config.start import PublicDomain, PublicDomains, StartedFrom
+from isthmus.config.strategy import StrategyConfig, StrategyName
 
 __all__ = [
+    "Align",
     "Augment",
     "BackboneConfig",
     "Clipping",

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from isthmus.config.domain import Name
 from isthmus.config.start import StartedFrom, read_start, start_digest
+from isthmus.config.strategy import StrategyConfig
 from isthmus.settings import Section, read_settings
 
 
@@ -75,74 +76,6 @@ class StartingBackbone(BackboneConfig):
         return BackboneConfig(**{name: getattr(self, name) for name in BackboneConfig.model_fields})
 
 
-class StrategyName(enum.StrEnum):
-    """Aggregation strategies."""
-
-    FEDAVG = "fedavg"
-    FEDADAM = "fedadam"
-    FEDPROX = "fedprox"
-    MEDIAN = "median"
-    TRIMMED_MEAN = "trimmed_mean"
-    KRUM = "krum"
-    REPTILE = "reptile"
-    FEDDF = "feddf"
-
-
-_NEEDED = {
-    StrategyName.MEDIAN: lambda outliers: 2 * outliers + 1,
-    StrategyName.TRIMMED_MEAN: lambda outliers: 2 * outliers + 1,
-    StrategyName.KRUM: lambda outliers: 2 * outliers + 3,
-}
-"""Of the robust ones: updates without which they tolerate no such number of outliers."""
-
-
-class StrategyConfig(Section):
-    """How updates become the next backbone.
-
-    Attributes:
-        name: Aggregation rule.
-        rounds: Rounds of the run.
-        evaluate_every: A noisy evaluation after every so many rounds; 0 for none.
-        weights: Declared public weight of each domain; 1 where absent. Never a user count.
-        max_update_norm: A reply whose update has a larger L2 norm is refused.
-        server_learning_rate: FedAdam's eta; of `reptile`, which has no default, how much of the mean step is taken.
-        proximal_mu: FedProx's mu.
-        outliers: Of `median`, `trimmed_mean` and `krum`: domains whose updates may be anything that passes validation.
-            They count every domain alike, so declared weights are an error beside them.
-        average: Decay, from round to round, of the moving average of the shared parameters that is evaluated and
-            shipped in their place (De et al., 2022), while training goes on from themselves; 0 for no average.
-    """
-
-    name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
-    rounds: Annotated[int, Field(ge=1)] = 10
-    evaluate_every: Annotated[int, Field(ge=0)] = 5
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    max_update_norm: Annotated[float, Field(gt=0)] = 100.0
-    server_learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-    outliers: Annotated[int, Field(ge=1)] | None = None
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @property
-    def needed(self) -> int:
-        """Updates without which a round changes nothing."""
-        return _NEEDED[self.name](self.outliers or 1) if self.name in _NEEDED else 1
-
-    @model_validator(mode="after")
-    def _robust_or_weighted(self) -> Self:
-        if self.name in _NEEDED and self.weights:
-            raise ValueError(f'`name = "{self.name}"` counts every domain alike; leave `weights` out')
-        if self.name not in _NEEDED and self.outliers is not None:
-            robust = ", ".join(_NEEDED)
-            raise ValueError(f"`outliers` belongs to {robust}; {self.name} tolerates none")
-        share = self.server_learning_rate if "server_learning_rate" in self.model_fields_set else 0.0
-        if self.name is StrategyName.REPTILE and not 0 < share <= 1:
-            raise ValueError(
-                '`name = "reptile"` needs a `server_learning_rate` in (0, 1], 0.5 for example: its share of the mean'
-            )
-        return self
-
-
 class UpdateFormat(enum.StrEnum):
     """What a domain's update, and the server's step, are rounded to before they cross."""
 
@@ -192,6 +125,15 @@ class Trained(enum.StrEnum):
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
 
 
+class Align(enum.StrEnum):
+    """How representations of different domains are made alike in training."""
+
+    DANN = "dann"  # a domain classifier behind a gradient reversal: Ganin et al., JMLR 2016
+
+
+_STILL = (Trained.RECENCY, Trained.HEAD)  # with these, nothing moves that a domain classifier reads
+
+
 RECENCY = {"learning_rate": 5.0, "rivals": 200, "loss": LossName.NDCG, "temperature": 0.03}
 """What `train = "recency"` is trained with unless a federation file says otherwise."""
 
@@ -218,6 +160,9 @@ class TrainingConfig(Section):
         augment: What is done to histories.
         train: Which parameters move.
         rank: Of the factors of `lora`.
+        align: How domains are made alike; not at all where absent.
+        align_weight: Of the domain loss beside a user's own loss.
+        align_domains: Names of all domains that may take part, sorted when read: a domain's place is its label.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
@@ -233,11 +178,28 @@ class TrainingConfig(Section):
     train: Annotated[Trained, Field(strict=False)] = Trained.RECENCY
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     inner_learning_rate: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
+    align: Annotated[Align | None, Field(strict=False, exclude_if=_is_none)] = None
+    align_weight: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
+    align_domains: Annotated[
+        tuple[Name, ...] | None, Field(strict=False, min_length=2, max_length=200, exclude_if=_is_none)
+    ] = None
+
+    @property
+    def classes(self) -> int:
+        """Domains that the domain classifier tells apart; 0 where there is none."""
+        return len(self.align_domains or ())
 
     @property
     def learns_axes(self) -> bool:
         """Whether what is learned depends on the axes of item features, so that every domain must have the same."""
         return self.train is not Trained.RECENCY
+
+    @field_validator("align_domains")
+    @classmethod
+    def _sorted_and_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("names each domain once")
+        return value and tuple(sorted(value))
 
     @model_validator(mode="before")
     @classmethod
@@ -268,6 +230,27 @@ class TrainingConfig(Section):
                 '`train = "lora"` needs the `rank` of its factors, 4 for example'
                 if self.rank is None
                 else f'`rank` belongs to `train = "lora"`; {self.train} has no factors, so leave it out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_is_whole(self) -> Self:
+        if self.align is None:
+            if self.align_weight is not None or self.align_domains is not None:
+                raise ValueError(
+                    "`align_weight` and `align_domains` belong to `align`, which is absent; leave them out"
+                )
+            return self
+        if self.align_weight is None or self.align_domains is None:
+            raise ValueError(
+                f'`align = "{self.align}"` needs an `align_weight`, of its loss beside the other, and `align_domains`, '
+                "the names of all domains that may take part, now or later"
+            )
+        if self.train in _STILL:
+            moving = ", ".join(train for train in Trained if train not in _STILL)
+            raise ValueError(
+                f'`align = "{self.align}"` moves the encoder, and `train = "{self.train}"` leaves it as it is; train '
+                f"one of {moving}, or leave `align` out"
             )
         return self
 
@@ -330,6 +313,16 @@ class FederationConfig(Section):
             raise ValueError(
                 f'`strategy.name = "{self.strategy.name}"` with {self.strategy.outliers or 1} outliers needs at least '
                 f"{needed} domains, got {len(self.domains)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mean_of_labels(self) -> Self:
+        """Each domain pulls the domain classifier its own way, so each is the outlier of its own class."""
+        if self.training.align is not None and self.strategy.robust:
+            raise ValueError(
+                f'`training.align` needs a mean over domains, and `strategy.name = "{self.strategy.name}"` leaves out '
+                "what differs, which is what each domain says of itself; use another strategy, or leave `align` out"
             )
         return self
 

@@ -102,6 +102,10 @@ def prepare(
     unknown = sorted(set(federation.strategy.weights) - set(names))
     if unknown:
         raise ConfigError(f"{file}: `strategy.weights` names {', '.join(unknown)}; domains are {', '.join(names)}")
+    if listed := federation.training.align_domains:
+        missing = sorted(set(names) - set(listed))
+        if missing:
+            raise ConfigError(f"{file}: `training.align_domains` lacks {', '.join(missing)}; name every domain in it")
     allow_open_files(len(domains))
     folder = Path(out).resolve()
     simulation = Simulation(
