@@ -43,6 +43,7 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 FEDERATION = "office_industrial"
 DEFAULT = "default"
+ALIGN = 'align = "dann"\nalign_domains = ["industrial", "office"]'
 
 CHOICES: dict[str, str] = {
     DEFAULT: "[training]",
@@ -60,6 +61,8 @@ CHOICES: dict[str, str] = {
     "optimizer = per_fedavg, inner 1": '[training]\noptimizer = "per_fedavg"\ninner_learning_rate = 1.0',
     "reptile, 0.5": '[strategy]\nname = "reptile"\nserver_learning_rate = 0.5',
     "feddf": '[strategy]\nname = "feddf"',
+    "align = dann, weight 0.1": f"[training]\n{ALIGN}\nalign_weight = 0.1",
+    "align = dann, weight 1": f"[training]\n{ALIGN}\nalign_weight = 1.0",
     "learning_rate = 0.5": "[training]\nlearning_rate = 0.5",
     "learning_rate = 2": "[training]\nlearning_rate = 2.0",
     "learning_rate = 2, average = 0.9": "[training]\nlearning_rate = 2.0\n\n[strategy]\naverage = 0.9",
