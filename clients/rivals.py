@@ -26,7 +26,9 @@ from isthmus.clients.data import Histories
 from isthmus.config import BackboneConfig
 
 _SCORES = 1 << 24
-"""Scores in memory at once while ranking (64 MiB): enough rows that their product with a large catalogue is fast."""
+"""Most scores in memory at once while ranking (64 MiB)."""
+_EVENTS = 256
+"""Most events that are ranked at once: enough that their product with a large catalogue is fast."""
 _BLOCK = 64
 """Items of a block; see `_top`."""
 _KEPT = 1 << 28
@@ -113,6 +115,9 @@ def find_rivals(
         config: Says what the prior is.
         count: Rivals of a position; the whole catalogue where it is smaller.
         positions: Last events of a history that are looked at.
+
+    Guarantees:
+        - What a user is given is a function of its own history, the features and the settings, to the bit.
     """
     count = min(count, len(features))
     looked = np.clip(histories.lengths() - 1, 0, positions)  # (users,)
@@ -122,14 +127,16 @@ def find_rivals(
     event = histories.offsets[user + 1] - offsets[user + 1] + np.arange(len(user))  # (events,) row in the histories
     items = torch.empty((len(event), count), dtype=torch.int32)
     place = torch.empty(len(event), dtype=torch.int64)
-    step = min(max(_SCORES // len(features), 1), max(len(event), 1))
+    # Every product has the same shape, whoever is in it: a library may add up in another order when there are few rows,
+    # and items with the same text then change places, so that a user's rivals would hang on other users.
+    step = min(max(_SCORES // len(features), 1), _EVENTS)
     buffer = torch.empty((step, len(features)), dtype=features.dtype)  # fresh memory would cost as much as the product
     with torch.inference_mode():
         for first in range(0, len(event), step):
-            part = slice(first, first + step)
+            part = np.minimum(np.arange(first, first + step), len(event) - 1)  # the last event fills up
             latest = _latest(histories, start[part], event[part], features, config.prior_items)
             query = text_prior(latest, config)[:, -1]
-            scores = torch.mm(query, features.T, out=buffer[: len(query)])  # (events, items)
+            scores = torch.mm(query, features.T, out=buffer)  # (events, items)
             target = torch.from_numpy(histories.items[event[part]].astype(np.int64))[:, None]
             own = scores.gather(1, target)
             scores.view(-1)[_seen(histories, start[part], event[part], items=len(features))] = -torch.inf
@@ -137,8 +144,9 @@ def find_rivals(
             scores.scatter_(1, target, own)
             top = _top(scores, count)  # (events, rivals)
             found = top == target
-            items[part] = top.to(torch.int32)
-            place[part] = torch.where(found.any(dim=1), found.int().argmax(dim=1), -1)
+            whole = slice(first, min(first + step, len(event)))
+            items[whole] = top[: len(items[whole])].to(torch.int32)
+            place[whole] = torch.where(found.any(dim=1), found.int().argmax(dim=1), -1)[: len(items[whole])]
     return Rivals(items=items, place=place, offsets=offsets)
 
 

@@ -123,6 +123,27 @@ def test_a_users_rivals_depend_on_nobody_else() -> None:
         assert torch.equal(together.place[own], alone.place)
 
 
+@pytest.mark.parametrize("mutant", [False, True])
+def test_items_with_the_same_text_change_no_places_in_company(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
+    """Scores that all but tie are told apart by their last bits: these must not hang on who else is ranked.
+
+    The mutant's products have as many rows as there are events, three for a user and 300 for all of them.
+    """
+    rng = np.random.default_rng(11)
+    bases = np.repeat(rng.normal(size=(40, 384)), 50, axis=0)
+    features = torch.from_numpy((bases + rng.normal(size=bases.shape) * 1e-7).astype(np.float32))
+    features = features / features.norm(dim=1, keepdim=True)
+    rows = [rng.integers(0, 2000, 4).tolist() for _ in range(100)]
+
+    def rivals(some: list[list[int]]) -> torch.Tensor:
+        if mutant:
+            monkeypatch.setattr(module, "_EVENTS", 3 * len(some))
+        return find_rivals(histories_of(some), features, CONFIG, count=7, positions=3).items
+
+    alone = torch.cat([rivals([row]) for row in rows])
+    assert torch.equal(rivals(rows), alone) is not mutant
+
+
 def test_rivals_of_an_event_are_distinct() -> None:
     """No item twice: the loss multiplies whole catalogues and relies on it."""
     found = find_rivals(histories_of([[0, 1, 1, 0, 2]]), random_features(6, seed=7), CONFIG, count=6, positions=5)

@@ -179,15 +179,14 @@ def test_from_the_open_to_a_federation_in_real_processes(public: Path, federatio
     assert "trained in the open on 4" in isthmus("pretrain", public, "--out", start, "--passes", 2)
     start_from(file, Path("start.safetensors"))  # relative to the federation file
     said = isthmus("simulate", file, "--out", out, "--rounds", 2)
-    assert "in the open" in said
+    assert "in the open" in " ".join(said.split())
     first = state_of(out, file)
     isthmus("simulate", file, "--out", out)
     assert state_of(out, file).round == 4
     isthmus("simulate", file, "--out", tmp_path / "whole")
     whole, resumed = (load_file(folder / "checkpoint.safetensors") for folder in (tmp_path / "whole", out))
     assert whole.keys() == resumed.keys()
-    # Items with the same text tie, and which of them is a rival hangs on rounding: a step of int8 somewhere.
-    assert all(np.allclose(whole[name], resumed[name], atol=5e-3) for name in whole)
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     # The axes are those that were learned in.
     begun = load_backbone(start)
     assert np.array_equal(first.whitening["matrix"], begun.whitening.matrix)
