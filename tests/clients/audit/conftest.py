@@ -4,10 +4,10 @@ import pytest
 from tests.conftest import TinyDomain
 
 from isthmus.config import (
-    BackboneConfig,
     DomainConfig,
     FeatureConfig,
     FederationConfig,
+    StartingBackbone,
     Trained,
     TrainingConfig,
     load_domain,
@@ -27,6 +27,6 @@ def federation() -> FederationConfig:
         name="tiny",
         domains=("books",),
         features=FeatureConfig(encoder="hash:64", dim=24),
-        backbone=BackboneConfig(width=16, heads=2, feedforward=16, layers=1, positions=8),
+        backbone=StartingBackbone(width=16, heads=2, feedforward=16, layers=1, positions=8),
         training=TrainingConfig(train=Trained.ALL, learning_rate=2.0, rivals=60),
     )
