@@ -12,7 +12,7 @@ the open ships that until a first evaluation was released. The choice looks at r
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from isthmus.server.introduction import Meeting
 from isthmus.server.starting import first_state, text_prior_of
 from isthmus.server.waiting import FOR_EVER, Patience, exchange
 from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
-from isthmus.strategies.guarded import FAILED, OK, Guarded, Outcome, mean_update
+from isthmus.strategies.guarded import EXHAUSTED, FAILED, OK, Guarded, Outcome, mean_update
 
 _LOG = logging.getLogger(__name__)
 _DELIVER = f"{MessageType.QUERY}.{DELIVERY}"
@@ -91,12 +91,13 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
     strategy.whitening = pack(state.whitening)
     for round_ in range(state.round + 1, rounds + 1):
         meeting.gather()  # whoever came, or came back, since the last round
-        strategy.roster = meeting.roster
+        strategy.roster, strategy.spent = meeting.roster, _spent(state)
         state = _one_round(grid, federation, strategy, recipe, replace(state, round=round_), heads, patience)
-        _require_an_answer(state.history[-1], patience)
+        standing = _standing(state, strategy)
+        _require_an_answer(state.round, standing, patience)
         save_checkpoint(checkpoint, state)
         listener(state)
-        if not any(outcome.status == OK for outcome in state.history[-1].outcomes.values()):
+        if not _some_may_give(standing):
             break  # nobody has anything left to give; asking again changes nothing
     # 5. The backbone that is shipped, and receipts for the last replies; nothing is asked any more.
     shipped = RoundRequest(run=run, round=state.best_round, recipe=recipe, arrays=without_classifier(state.best))
@@ -182,25 +183,51 @@ def _deliver(grid: Grid, strategy: Guarded, shipped: RoundRequest, state: RunSta
 
 
 def _with_the_silent(strategy: Guarded, questions: list[Message], patience: Patience) -> dict[str, Outcome]:
-    """What became of each domain, those included that said nothing."""
+    """What became of each domain, those included that said nothing; not of those that a round did not draw."""
     asked = {question.metadata.dst_node_id for question in questions}
     late = "" if patience.deadline is None else f" within {patience.deadline:g} s"
     silent = {
         name: Outcome(status=FAILED, reason=f"no answer{late}" if node in asked else "not connected")
         for node, name in strategy.roster.items()
-        if name not in strategy.outcomes
+        if name not in strategy.outcomes and name not in strategy.passed_over
     }
     return dict(sorted({**silent, **strategy.outcomes}.items()))
 
 
-def _require_an_answer(record: RoundRecord, patience: Patience) -> None:
+def _spent(state: RunState) -> frozenset[str]:
+    """Domains that said, when they were asked last, that their budget is spent."""
+    return frozenset(name for name, outcome in _latest(state).items() if outcome.status == EXHAUSTED)
+
+
+def _latest(state: RunState) -> dict[str, Outcome]:
+    """What became of each domain's update in the last round that asked it."""
+    latest: dict[str, Outcome] = {}
+    for record in state.history:
+        latest |= record.outcomes
+    return latest
+
+
+def _standing(state: RunState, strategy: Guarded) -> dict[str, Outcome | None]:
+    """The latest of each domain that is still there and can be asked; None for one that no round has asked yet.
+
+    Where rounds ask everybody, that is what became of this round's updates.
+    """
+    latest = _latest(state)
+    return {name: latest.get(name) for name in strategy.roster.values() if strategy.may_be_asked(name)}
+
+
+def _some_may_give(standing: Mapping[str, Outcome | None]) -> bool:
+    """Whether another round may bring an update of somebody's."""
+    return any(outcome is None or outcome.status == OK for outcome in standing.values())
+
+
+def _require_an_answer(round_: int, standing: Mapping[str, Outcome | None], patience: Patience) -> None:
     """Stop, to be resumed at this very round, where nobody's update came in and somebody's still may."""
-    outcomes = record.outcomes.values()
-    if patience.deadline is None or any(outcome.status == OK for outcome in outcomes):
+    if patience.deadline is None or _some_may_give(standing):
         return
-    missing = [f"{name}: {outcome.reason}" for name, outcome in record.outcomes.items() if outcome.status == FAILED]
+    missing = [f"{name}: {each.reason}" for name, each in sorted(standing.items()) if each and each.status == FAILED]
     if missing:
-        raise RunError(f"round {record.round}: nobody's update came in: {'; '.join(missing)}")
+        raise RunError(f"round {round_}: nobody's update came in: {'; '.join(missing)}")
 
 
 def _note(replies: Iterable[Message], strategy: Guarded, heads: HeadLog) -> None:

@@ -31,6 +31,7 @@ from isthmus.packing import from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.strategies.distillation import FedDF
 from isthmus.strategies.guarded import Guarded
+from isthmus.strategies.sampling import DomainSampling
 
 
 class GuardedFedAvg(Guarded, FedAvg):
@@ -165,6 +166,11 @@ def make_strategy(  # noqa: PLR0913 - keyword-only
     strategy.trained, strategy.outcomes = trained, {}
     strategy.keys, strategy.receipts = keys, {}
     strategy.form, strategy.whitening, strategy.holds, strategy.step = form, pack({}), {}, None
+    strategy.sampling, strategy.spent, strategy.passed_over = None, frozenset(), frozenset()
+    if config.domains_per_round is not None:
+        strategy.sampling = DomainSampling(
+            count=config.domains_per_round, temperature=config.temperature or 1.0, weights=strategy.weights
+        )
     return strategy
 
 

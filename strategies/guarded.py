@@ -29,6 +29,7 @@ from isthmus.packing import arrays_digest, from_array_record, pack, to_array_rec
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
 from isthmus.records import ARRAYS, CONFIG, WHITENING, Kind, RoundReply, RoundRequest
+from isthmus.strategies.sampling import DomainSampling
 from isthmus.strategies.validation import ReplyJudge
 
 _LOG = logging.getLogger(__name__)
@@ -79,11 +80,14 @@ class Guarded(FedAvg):
         form: What updates, and changes of the shared parameters, are encoded as.
         whitening: Sent along to every node whose last answer was not accepted: it may not have it.
         holds: Digest of the shared parameters that each node whose last answer was accepted has, the latest of them
-            from which others follow by a step.
+            from which others follow by a step. One that was not asked keeps what it has.
         step: How the last round changed the shared parameters; for nodes that hold those before.
         keys: The coordinator's; sign every request.
         receipts: For the head of each node's last reply; sent along with its next request.
         outcomes: Of the last round's replies, by domain.
+        sampling: How a round's domains are drawn; None for all of them.
+        spent: Domains that have said that their budget is spent; they are not drawn any more.
+        passed_over: Domains that are connected and were not asked the last question.
     """
 
     run: str
@@ -99,19 +103,23 @@ class Guarded(FedAvg):
     keys: Keys
     receipts: dict[int, str]
     outcomes: dict[str, Outcome]
+    sampling: DomainSampling | None
+    spent: frozenset[str]
+    passed_over: frozenset[str]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every domain for an update of the shared parameters."""
+        """Ask every domain, or those that are drawn, for an update of the shared parameters."""
         self._shared = from_array_record(arrays)
-        return self._addressed(super().configure_train(server_round, arrays, config, grid), Kind.UPDATE)
+        messages = self._drawn(server_round, super().configure_train(server_round, arrays, config, grid))
+        return self._addressed(messages, Kind.UPDATE)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every domain for a noisy evaluation."""
-        self._shared = from_array_record(arrays)
+        self._shared, self.passed_over = from_array_record(arrays), frozenset()
         return self._addressed(super().configure_evaluate(server_round, arrays, config, grid), Kind.METRIC)
 
     def aggregate_train(
@@ -130,10 +138,10 @@ class Guarded(FedAvg):
             message.content = RecordDict(
                 {
                     ARRAYS: to_array_record(moved),
-                    "metrics": MetricRecord({self.weighted_by_key: self._weight(reply.domain)}),
+                    "metrics": MetricRecord({self.weighted_by_key: self._share(reply.domain)}),
                 }
             )
-        if not any(self._weight(reply.domain) for _, reply in accepted):
+        if not any(self._share(reply.domain) for _, reply in accepted):
             return None, None
         if len(accepted) < self.needed:
             _LOG.warning(
@@ -217,12 +225,23 @@ class Guarded(FedAvg):
                 self.outcomes[domain] = Outcome(status=OK, epsilon=reply.epsilon)
                 accepted[domain] = (message, reply)
         nodes = [message.metadata.src_node_id for message, _ in accepted.values()]
+        kept = {node: held for node, held in self.holds.items() if self.roster.get(node) in self.passed_over}
         if is_train or self.step is None or self._digest == self.step.after:
-            self.holds = dict.fromkeys(nodes, self._digest)
+            self.holds = kept | dict.fromkeys(nodes, self._digest)
         else:  # an average was looked at on the way: what the next round goes on from is nearer to what came before
-            self.holds = {node: self.holds[node] for node in nodes if node in self.holds}
+            self.holds = kept | {node: self.holds[node] for node in nodes if node in self.holds}
         self.outcomes = dict(sorted(self.outcomes.items()))  # not in the order of arrival: that is chance
         return [accepted[domain] for domain in sorted(accepted)]
+
+    def _drawn(self, server_round: int, messages: Iterable[Message]) -> list[Message]:
+        """The questions to those domains that the round asks."""
+        messages = [message for message in messages if message.metadata.dst_node_id in self.roster]
+        here = frozenset(self.roster[message.metadata.dst_node_id] for message in messages)
+        drawn = here
+        if self.sampling is not None:
+            drawn = self.sampling.draw(here - self.spent, run=self.run, round_=server_round)
+        self.passed_over = here - drawn
+        return [message for message in messages if self.roster[message.metadata.dst_node_id] in drawn]
 
     def _addressed(self, messages: Iterable[Message], kind: Kind) -> list[Message]:
         """The same question to every domain, signed; each with the receipt for its last reply, and what it lacks."""
@@ -254,6 +273,14 @@ class Guarded(FedAvg):
         if self.step is not None and (held, digest) == (self.step.before, self.step.after):
             return self.step.change
         return None
+
+    def may_be_asked(self, domain: str) -> bool:
+        """Whether there can be a round that asks a domain for an update."""
+        return self.sampling is None or self._weight(domain) > 0
+
+    def _share(self, domain: str) -> float:
+        """How much an update counts; where domains are drawn by their weights, all alike."""
+        return self._weight(domain) if self.sampling is None else 1.0
 
     def _weight(self, domain: str) -> float:
         return float(self.weights.get(domain, 1.0))

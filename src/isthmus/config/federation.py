@@ -314,6 +314,12 @@ class FederationConfig(Section):
                 f'`strategy.name = "{self.strategy.name}"` with {self.strategy.outliers or 1} outliers needs at least '
                 f"{needed} domains, got {len(self.domains)}"
             )
+        asked, never = self.strategy.domains_per_round, list(self.strategy.weights.values()).count(0)
+        if asked is not None and asked > len(self.domains) - never:
+            raise ValueError(
+                f"`strategy.domains_per_round` is {asked}, and {len(self.domains) - never} of the {len(self.domains)} "
+                f"domains can be drawn (with weight 0 a domain never is); lower it, or leave it out to ask all of them"
+            )
         return self
 
     @model_validator(mode="after")

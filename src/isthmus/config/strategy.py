@@ -1,4 +1,4 @@
-"""What a federation file says of how updates become the next backbone."""
+"""What a federation file says of how updates become the next backbone, and of which domains are asked for them."""
 
 import enum
 from typing import Annotated, Self
@@ -6,6 +6,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from isthmus.settings import Section
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class StrategyName(enum.StrEnum):
@@ -44,6 +48,10 @@ class StrategyConfig(Section):
             They count every domain alike, so declared weights are an error beside them.
         average: Decay, from round to round, of the moving average of the shared parameters that is evaluated and
             shipped in their place (De et al., 2022), while training goes on from themselves; 0 for no average.
+        domains_per_round: How many domains a round asks for an update; all where absent. They are drawn by their
+            weights, so that the updates of those that are drawn count alike.
+        temperature: Of the draw: with probability proportional to weight^(1/temperature) (Arivazhagan et al., 2019);
+            1 where absent.
     """
 
     name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
@@ -55,6 +63,8 @@ class StrategyConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     outliers: Annotated[int, Field(ge=1)] | None = None
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    domains_per_round: Annotated[int | None, Field(ge=1, exclude_if=_is_none)] = None
+    temperature: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
 
     @property
     def robust(self) -> bool:
@@ -77,5 +87,16 @@ class StrategyConfig(Section):
         if self.name is StrategyName.REPTILE and not 0 < share <= 1:
             raise ValueError(
                 '`name = "reptile"` needs a `server_learning_rate` in (0, 1], 0.5 for example: its share of the mean'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_in_numbers(self) -> Self:
+        if self.temperature is not None and self.domains_per_round is None:
+            raise ValueError("`temperature` belongs to `domains_per_round`: without it all domains are asked")
+        if self.domains_per_round is not None and self.domains_per_round < self.needed:
+            raise ValueError(
+                f'`name = "{self.name}"` with {self.outliers or 1} outliers needs {self.needed} updates a round, got '
+                f"domains_per_round = {self.domains_per_round}"
             )
         return self
