@@ -1,12 +1,14 @@
 """Validate a backbone, and release the result with noise.
 
-    gains = validation_ndcg(scorer, data) - validation_ndcg(prior, data)
+    gains = validation_ndcg(scorer, data) - validation_ndcg(reference, data)
     payload = noisy_gain(gains, policy=policy, randomness=randomness)    # for the gate
 
-What leaves is two noisy sums over users: the gain of NDCG@10 over the text prior, clipped to
-[-1, 1] by the metric's own range, and the number of users that were evaluated. One user moves the
-pair by at most sqrt(2) in L2 norm, so Gaussian noise of `metric_noise_multiplier * sqrt(2)` on both
-is one Gaussian event of that multiplier. The exact figures stay in the domain.
+What leaves is two noisy sums over users: the gain of NDCG@10 over the reference, clipped to [-1, 1] by the
+metric's own range, and the number of users that were evaluated. The reference is the text prior, or the parameters
+that a request brings; whichever it is, a user's gain is a function of that user's own history and of what a
+coordinator sent. So one user moves the pair by at most sqrt(2) in L2 norm, and Gaussian noise of
+`metric_noise_multiplier * sqrt(2)` on both is one Gaussian event of that multiplier. The exact figures stay in the
+domain.
 """
 
 import math
@@ -42,7 +44,7 @@ def noisy_gain(gains: NDArray[np.float64], *, policy: PrivacyPolicy, randomness:
     """Summed gain and user count, with noise.
 
     Args:
-        gains: (users,) difference of NDCG@10 to the text prior.
+        gains: (users,) difference of NDCG@10 to the reference.
         policy: Says how much noise.
         randomness: Of the noise.
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone, learned_axes, load_shared, shared_parameters, trained_parameters
+from isthmus.backbone import Backbone, learned_axes, trained_parameters
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.alignment import own_label
 from isthmus.clients.answers import Answering
@@ -28,6 +28,7 @@ from isthmus.clients.delivery import delivered_path, keep_delivered
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.local_optimizers import require_whole_pairs
 from isthmus.clients.received import Received
+from isthmus.clients.requested import requested_backbone
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.encoding import Arrays, changed, encode
@@ -206,7 +207,7 @@ class Vault(Answering):
             if not self.ledger.took_part(request.run, Kind.UPDATE.value):  # so that nobody can fill a disk for nothing
                 raise Refused(f"this domain gave no update to run {request.run!r:.80}, so it takes no backbone of it")
             whitening = self._whitening(request)
-            backbone = _backbone(request.recipe, self._shared(request), whitening, domains=0)
+            backbone = requested_backbone(request.recipe, self._shared(request), whitening, domains=0)
         except Refused as refusal:
             self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
             raise
@@ -260,12 +261,20 @@ class Vault(Answering):
             raise Refused("this domain releases no evaluations (`privacy.evaluations` in domain.toml is 0)")
         if kind is Kind.UPDATE:
             require_whole_pairs(request.recipe.training, self.config.privacy)
+            if request.reference:
+                raise Refused("a reference belongs to an evaluation; an update has none")
         own_label(request.recipe.training, self.name)  # or it cannot take part
-        whitening = self._whitening(request)
-        backbone = _backbone(request.recipe, shared, whitening, domains=request.recipe.training.classes)
+        whitening, recipe = self._whitening(request), request.recipe
+        backbone = requested_backbone(recipe, shared, whitening, domains=recipe.training.classes)
+        reference = None
+        if request.reference:
+            others = shared | request.reference
+            reference = requested_backbone(recipe, others, whitening, domains=recipe.training.classes)
         self._parameters.keep(request.parameters_digest().hex(), shared)
-        mechanism = self._train if kind is Kind.UPDATE else self._evaluate
-        return functools.partial(mechanism, request, backbone, whitening, self._randomness(kind, request))
+        randomness = self._randomness(kind, request)
+        if kind is Kind.UPDATE:
+            return functools.partial(self._train, request, backbone, whitening, randomness)
+        return functools.partial(self._evaluate, request, backbone, reference, whitening, randomness)
 
     def _catalogue(self, request: RoundRequest) -> Payload:
         moments = text_moments(self.encoded(request.recipe.features.encoder))
@@ -290,16 +299,22 @@ class Vault(Answering):
         return Payload(arrays=encoded.arrays, values=encoded.scales)
 
     def _evaluate(
-        self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
+        self,
+        request: RoundRequest,
+        backbone: Backbone,
+        reference: Backbone | None,
+        whitening: Whitening,
+        randomness: Randomness,
     ) -> Payload:
         encoded = self.encoded(request.recipe.features.encoder)
         features = own = torch.from_numpy(whitening.apply(encoded))
-        if request.recipe.start is not None and learned_axes(backbone):
-            # Axes of others' texts would make the prior worse than what this domain has by itself.
-            own = torch.from_numpy(own_axes(whitening, encoded).apply(encoded))
-        prior = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
+        if reference is None:
+            reference = Backbone(features.shape[1], request.recipe.backbone)  # untrained, it is the text prior
+            if request.recipe.start is not None and learned_axes(backbone):
+                # Axes of others' texts would make the prior worse than what this domain has by itself.
+                own = torch.from_numpy(own_axes(whitening, encoded).apply(encoded))
         gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
-            BackboneScorer(prior, own), self.data
+            BackboneScorer(reference, own), self.data
         )
         return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
 
@@ -373,21 +388,3 @@ def open_seat(seat: dict[str, Any]) -> Vault:
     ledger, cache = Path(seat["ledger"]), Path(seat["cache"])
     config = load_domain(seat["folder"])
     return open_vault(config, ledger=ledger, seed=seat["seed"], cache=cache, threads=seat["threads"])
-
-
-def _backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening, *, domains: int) -> Backbone:
-    """A backbone with a request's parameters, with a classifier of so many domains.
-
-    Raises:
-        Refused: If they are not exactly the parameters of the recipe's shape, finite.
-    """
-    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone, domains=domains)
-    shared = shared_parameters(backbone)
-    if arrays.keys() != shared.keys():
-        raise Refused(f"the request's parameters are not those of its recipe: {sorted(arrays)[:5]}")
-    for name, parameter in shared.items():
-        array = arrays[name]
-        if array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
-            raise Refused(f"parameter {name!r} must be finite and of shape {tuple(parameter.shape)}, got {array.shape}")
-    load_shared(backbone, arrays)
-    return backbone

@@ -33,6 +33,7 @@ def make_request(round_: int = 2) -> RoundRequest:
         recipe=RECIPE,
         arrays=ARRAYS,
         whitening={"mean": np.ones(2, np.float32)},
+        reference={"matrix": np.full((2, 3), 0.5, np.float32)},
         proximal_mu=0.25,
     )
 
@@ -66,6 +67,7 @@ def test_a_request_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict
     assert all(back.arrays[name].tobytes() == array.tobytes() for name, array in ARRAYS.items())
     assert all(back.arrays[name].shape == array.shape for name, array in ARRAYS.items())
     assert back.whitening["mean"].tolist() == [1.0, 1.0]
+    assert back.reference["matrix"].tolist() == [[0.5] * 3] * 2
     assert all(back.digest(kind) == request.digest(kind) for kind in Kind)
 
 
@@ -116,6 +118,7 @@ def test_how_parameters_are_sent_does_not_change_the_request() -> None:
         ({"base": "AB" * 32, "parameters": "12" * 32}, "'base' must be 64 hex digits"),
         ({"parameters": "12" * 32}, "one of both"),
         ({"whitening": {"mean": np.ones(2, np.int8)}}, "whitening that came along is not float32"),
+        ({"reference": {"a": np.ones(2, np.int8)}}, "reference that came along is not float32"),
     ],
 )
 def test_a_request_that_names_its_parameters_badly_is_refused(changes: dict[str, object], words: str) -> None:
@@ -135,9 +138,11 @@ def test_a_reply_comes_back_as_it_was(carry: Callable[[RecordDict], RecordDict])
 
 
 def test_the_digest_of_a_request_covers_everything_a_release_depends_on() -> None:
-    """Another run, round, kind, recipe, pull or parameter is another request; sending the whitening along is not."""
+    """Another run, round, kind, recipe, pull, parameter or reference is another request; the whitening along is not."""
     request = make_request()
+    reference = request.reference["matrix"]
     fields = {"run": "r1", "round": 2, "recipe": RECIPE, "arrays": ARRAYS, "proximal_mu": 0.25}
+    fields["reference"] = request.reference
     nudged = {**ARRAYS, "matrix": np.nextafter(ARRAYS["matrix"], np.float32(9))}
     renamed = {**{k: v for k, v in ARRAYS.items() if k != "matrix"}, "matriy": ARRAYS["matrix"]}
     reshaped = {**ARRAYS, "matrix": ARRAYS["matrix"].reshape(3, 2)}
@@ -151,6 +156,9 @@ def test_the_digest_of_a_request_covers_everything_a_release_depends_on() -> Non
         {"arrays": nudged},
         {"arrays": renamed},
         {"arrays": reshaped},
+        {"reference": {}},
+        {"reference": {"matrix": np.nextafter(reference, np.float32(9))}},
+        {"reference": {"strange": reference}},
     ]
     digests = [RoundRequest(**{**fields, **change}).digest(Kind.UPDATE) for change in changes]  # type: ignore[arg-type]
     assert digests[0] == request.digest(Kind.UPDATE) != request.digest(Kind.METRIC)

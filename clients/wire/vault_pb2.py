@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n isthmus/clients/wire/vault.proto\x12\x10isthmus.vault.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x8e\x01\n\x0b\x44\x65scription\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07program\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\t\x12\x0e\n\x06ledger\x18\x06 \x01(\t\x12\r\n\x05kinds\x18\x07 \x03(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\"\x8d\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12+\n\x04type\x18\x04 \x01(\x0e\x32\x1d.isthmus.vault.v1.Tensor.Type\")\n\x04Type\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\n\n\x06UINT16\x10\x01\x12\x08\n\x04INT8\x10\x02\"\xf6\x02\n\x08Question\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12(\n\x06\x61rrays\x18\x05 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12+\n\twhitening\x18\x06 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12\x13\n\x0bproximal_mu\x18\x07 \x01(\x01\x12\x13\n\x0b\x63oordinator\x18\x08 \x01(\t\x12\x11\n\tsignature\x18\t \x01(\t\x12\x0f\n\x07receipt\x18\n \x01(\t\x12\x36\n\x06scales\x18\x0b \x03(\x0b\x32&.isthmus.vault.v1.Question.ScalesEntry\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\x12\x12\n\nparameters\x18\r \x01(\t\x1a-\n\x0bScalesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x86\x02\n\x06\x41nswer\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12(\n\x06\x61rrays\x18\x04 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12\x34\n\x06values\x18\x05 \x03(\x0b\x32$.isthmus.vault.v1.Answer.ValuesEntry\x12\x0f\n\x07refusal\x18\x06 \x01(\t\x12\x11\n\texhausted\x18\x07 \x01(\x08\x12\x0f\n\x07\x65psilon\x18\x08 \x01(\x01\x12\x0c\n\x04head\x18\t \x01(\t\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0f\n\rBudgetRequest\"=\n\x0c\x42udgetAnswer\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x32\xa5\x03\n\x05Vault\x12L\n\x08\x44\x65scribe\x12!.isthmus.vault.v1.DescribeRequest\x1a\x1d.isthmus.vault.v1.Description\x12\x41\n\tCatalogue\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12=\n\x05Train\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12@\n\x08\x45valuate\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12?\n\x07Receive\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12I\n\x06\x42udget\x12\x1f.isthmus.vault.v1.BudgetRequest\x1a\x1e.isthmus.vault.v1.BudgetAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n isthmus/clients/wire/vault.proto\x12\x10isthmus.vault.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x8e\x01\n\x0b\x44\x65scription\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07program\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\t\x12\x0e\n\x06ledger\x18\x06 \x01(\t\x12\r\n\x05kinds\x18\x07 \x03(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\"\x8d\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12+\n\x04type\x18\x04 \x01(\x0e\x32\x1d.isthmus.vault.v1.Tensor.Type\")\n\x04Type\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\n\n\x06UINT16\x10\x01\x12\x08\n\x04INT8\x10\x02\"\xa3\x03\n\x08Question\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12(\n\x06\x61rrays\x18\x05 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12+\n\twhitening\x18\x06 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12\x13\n\x0bproximal_mu\x18\x07 \x01(\x01\x12\x13\n\x0b\x63oordinator\x18\x08 \x01(\t\x12\x11\n\tsignature\x18\t \x01(\t\x12\x0f\n\x07receipt\x18\n \x01(\t\x12\x36\n\x06scales\x18\x0b \x03(\x0b\x32&.isthmus.vault.v1.Question.ScalesEntry\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\x12\x12\n\nparameters\x18\r \x01(\t\x12+\n\treference\x18\x0e \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x1a-\n\x0bScalesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x86\x02\n\x06\x41nswer\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12(\n\x06\x61rrays\x18\x04 \x03(\x0b\x32\x18.isthmus.vault.v1.Tensor\x12\x34\n\x06values\x18\x05 \x03(\x0b\x32$.isthmus.vault.v1.Answer.ValuesEntry\x12\x0f\n\x07refusal\x18\x06 \x01(\t\x12\x11\n\texhausted\x18\x07 \x01(\x08\x12\x0f\n\x07\x65psilon\x18\x08 \x01(\x01\x12\x0c\n\x04head\x18\t \x01(\t\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0f\n\rBudgetRequest\"=\n\x0c\x42udgetAnswer\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x32\xa5\x03\n\x05Vault\x12L\n\x08\x44\x65scribe\x12!.isthmus.vault.v1.DescribeRequest\x1a\x1d.isthmus.vault.v1.Description\x12\x41\n\tCatalogue\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12=\n\x05Train\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12@\n\x08\x45valuate\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12?\n\x07Receive\x12\x1a.isthmus.vault.v1.Question\x1a\x18.isthmus.vault.v1.Answer\x12I\n\x06\x42udget\x12\x1f.isthmus.vault.v1.BudgetRequest\x1a\x1e.isthmus.vault.v1.BudgetAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR_TYPE']._serialized_start=319
   _globals['_TENSOR_TYPE']._serialized_end=360
   _globals['_QUESTION']._serialized_start=363
-  _globals['_QUESTION']._serialized_end=737
-  _globals['_QUESTION_SCALESENTRY']._serialized_start=692
-  _globals['_QUESTION_SCALESENTRY']._serialized_end=737
-  _globals['_ANSWER']._serialized_start=740
-  _globals['_ANSWER']._serialized_end=1002
-  _globals['_ANSWER_VALUESENTRY']._serialized_start=957
-  _globals['_ANSWER_VALUESENTRY']._serialized_end=1002
-  _globals['_BUDGETREQUEST']._serialized_start=1004
-  _globals['_BUDGETREQUEST']._serialized_end=1019
-  _globals['_BUDGETANSWER']._serialized_start=1021
-  _globals['_BUDGETANSWER']._serialized_end=1082
-  _globals['_VAULT']._serialized_start=1085
-  _globals['_VAULT']._serialized_end=1506
+  _globals['_QUESTION']._serialized_end=782
+  _globals['_QUESTION_SCALESENTRY']._serialized_start=737
+  _globals['_QUESTION_SCALESENTRY']._serialized_end=782
+  _globals['_ANSWER']._serialized_start=785
+  _globals['_ANSWER']._serialized_end=1047
+  _globals['_ANSWER_VALUESENTRY']._serialized_start=1002
+  _globals['_ANSWER_VALUESENTRY']._serialized_end=1047
+  _globals['_BUDGETREQUEST']._serialized_start=1049
+  _globals['_BUDGETREQUEST']._serialized_end=1064
+  _globals['_BUDGETANSWER']._serialized_start=1066
+  _globals['_BUDGETANSWER']._serialized_end=1127
+  _globals['_VAULT']._serialized_start=1130
+  _globals['_VAULT']._serialized_end=1551
 # @@protoc_insertion_point(module_scope)

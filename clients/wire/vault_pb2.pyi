@@ -52,7 +52,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ..., type: _Optional[_Union[Tensor.Type, str]] = ...) -> None: ...
 
 class Question(_message.Message):
-    __slots__ = ("protocol", "run", "round", "recipe", "arrays", "whitening", "proximal_mu", "coordinator", "signature", "receipt", "scales", "base", "parameters")
+    __slots__ = ("protocol", "run", "round", "recipe", "arrays", "whitening", "proximal_mu", "coordinator", "signature", "receipt", "scales", "base", "parameters", "reference")
     class ScalesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class Question(_message.Message):
     SCALES_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     round: int
@@ -86,7 +87,8 @@ class Question(_message.Message):
     scales: _containers.ScalarMap[str, float]
     base: str
     parameters: str
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., recipe: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whitening: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., proximal_mu: _Optional[float] = ..., coordinator: _Optional[str] = ..., signature: _Optional[str] = ..., receipt: _Optional[str] = ..., scales: _Optional[_Mapping[str, float]] = ..., base: _Optional[str] = ..., parameters: _Optional[str] = ...) -> None: ...
+    reference: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., recipe: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whitening: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., proximal_mu: _Optional[float] = ..., coordinator: _Optional[str] = ..., signature: _Optional[str] = ..., receipt: _Optional[str] = ..., scales: _Optional[_Mapping[str, float]] = ..., base: _Optional[str] = ..., parameters: _Optional[str] = ..., reference: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("domain", "run", "round", "arrays", "values", "refusal", "exhausted", "epsilon", "head")

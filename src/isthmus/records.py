@@ -27,7 +27,7 @@ from isthmus.settings import Section
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same."""
 
-ARRAYS, VALUES, CONFIG, WHITENING = "arrays", "values", "config", "whitening"
+ARRAYS, VALUES, CONFIG, WHITENING, REFERENCE = "arrays", "values", "config", "whitening", "reference"
 
 _LONGEST_TEXT, _LONGEST_RECIPE = 2000, 20_000  # characters that are read of what the other side says
 
@@ -97,6 +97,8 @@ class RoundRequest:
         base: Digest of parameters that were sent earlier, hex; empty where `arrays` are all of them.
         parameters: Digest of the shared parameters that come of it, hex; that of `arrays` where there is no base.
         whitening: Arrays of the whitening that the recipe names, where it is sent along.
+        reference: Of an evaluation: what those parameters are compared with, by name; the others are the same in both.
+            Empty where that is the text prior.
         proximal_mu: FedProx's pull towards the shared parameters.
         coordinator: Public key of who asks, hex; empty if nobody signs.
         signature: By that key, of the request's digest, hex.
@@ -104,7 +106,7 @@ class RoundRequest:
 
     Raises:
         Refused: If a text is too long, the round out of range, the pull not a finite figure from 0 on, a digest none,
-            or the whitening not float32.
+            or the whitening or the reference not float32.
     """
 
     run: str
@@ -115,6 +117,7 @@ class RoundRequest:
     base: str = ""
     parameters: str = ""
     whitening: Arrays = field(default_factory=dict)
+    reference: Arrays = field(default_factory=dict)
     proximal_mu: float = 0.0
     coordinator: str = ""
     signature: str = ""
@@ -130,8 +133,9 @@ class RoundRequest:
             _require_digest("parameters", self.parameters)
         elif self.parameters:
             raise Refused("the message names what its parameters come to, and sends them whole; it may do one of both")
-        if any(array.dtype != np.float32 for array in self.whitening.values()):
-            raise Refused("the whitening that came along is not float32")
+        for what, arrays in (("whitening", self.whitening), ("reference", self.reference)):
+            if any(array.dtype != np.float32 for array in arrays.values()):
+                raise Refused(f"the {what} that came along is not float32")
 
     @property
     def sent(self) -> Encoded:
@@ -151,6 +155,8 @@ class RoundRequest:
         running = hashlib.sha256(f"{PROTOCOL}\n{kind}\n{self.run}\n{self.round}\n{self.proximal_mu!r}\n".encode())
         running.update(self.recipe.model_dump_json().encode())
         running.update(self.parameters_digest())
+        if self.reference:
+            running.update(arrays_digest(self.reference))
         return running.digest()
 
     def config(self) -> ConfigRecord:
@@ -170,6 +176,8 @@ class RoundRequest:
         records = RecordDict({ARRAYS: pack(self.arrays, self.scales), CONFIG: config})
         if self.whitening:
             records[WHITENING] = pack(self.whitening)
+        if self.reference:
+            records[REFERENCE] = pack(self.reference)
         return records
 
     @staticmethod
@@ -190,7 +198,8 @@ class RoundRequest:
             scales=scales,
             base=_text(config, "base") if "base" in config else "",
             parameters=_text(config, "parameters") if "parameters" in config else "",
-            whitening=unpack(content.array_records[WHITENING])[0] if WHITENING in content.array_records else {},
+            whitening=_optional(content, WHITENING),
+            reference=_optional(content, REFERENCE),
             proximal_mu=_figure(config, "proximal-mu") if "proximal-mu" in config else 0.0,
             coordinator=_text(config, "coordinator") if "coordinator" in config else "",
             signature=_text(config, "signature") if "signature" in config else "",
@@ -276,6 +285,11 @@ def _section(records: Any, name: str) -> Any:
     if name not in records:
         raise Refused(f"the message has no record {name!r}; it has {sorted(records)}")
     return records[name]
+
+
+def _optional(content: RecordDict, name: str) -> Tensors:
+    """Tensors of a record that need not be there."""
+    return unpack(content.array_records[name])[0] if name in content.array_records else {}
 
 
 def _typed(config: ConfigRecord, key: str, kind: type) -> Any:

@@ -1,16 +1,21 @@
 """What leaves a validation: two sums that one user moves by at most sqrt(2), with noise of the declared size."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.clients.test_head import Fixed, toy_domain
 
+from isthmus.backbone import Backbone
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.data import DomainData
 from isthmus.clients.evaluation import noisy_gain, validation_ndcg
-from isthmus.config import PrivacyPolicy
+from isthmus.config import BackboneConfig, PrivacyPolicy
 from isthmus.privacy.noise import Floats, SecureRandomness, SeededRandomness
 
 POLICY = PrivacyPolicy(
@@ -55,6 +60,37 @@ def test_one_user_moves_the_exact_pair_by_at_most_sqrt_2(gains: list[float]) -> 
     for user in range(len(gains)):
         moved = float(np.linalg.norm(everyone - exact_pair(gains[:user] + gains[user + 1 :])))
         assert moved <= math.sqrt(2) + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_user_moves_a_comparison_by_at_most_sqrt_2_and_no_other_users_gain(seed: int) -> None:
+    """One backbone against another, over a real domain without each user in turn: the others' gains stay to the bit."""
+    data, features = toy_domain(10, 64, seed=seed)
+    scorers = [trained(features, seed), trained(features, seed + 100)]
+    everyone = compared(scorers, data)
+    assert everyone.any()
+    pair = exact_pair(everyone.tolist())
+    for user in range(10):
+        left = np.flatnonzero(np.arange(10) != user)
+        without = dataclasses.replace(data, train=data.train.take(left), validation=data.validation[left])
+        gains = compared(scorers, without)
+        np.testing.assert_array_equal(gains, everyone[left])
+        assert np.linalg.norm(pair - exact_pair(gains.tolist())) <= math.sqrt(2) + 1e-12
+
+
+def trained(features: NDArray[np.float32], seed: int) -> BackboneScorer:
+    """A backbone that ranks by something learned."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = Backbone(features.shape[1], BackboneConfig(width=8, layers=1, feedforward=8, positions=6))
+        torch.nn.init.normal_(backbone.head.weight)
+    return BackboneScorer(backbone.eval(), torch.from_numpy(features))
+
+
+def compared(scorers: list[BackboneScorer], data: DomainData) -> NDArray[np.float64]:
+    """(users,) gains of the first over the second."""
+    first, second = (validation_ndcg(scorer, data) for scorer in scorers)
+    return first - second
 
 
 def test_the_bound_is_met() -> None:

@@ -566,6 +566,65 @@ def test_a_ledger_says_what_a_run_began_with_before_it_is_charged(
     assert said == [("charged", "r"), ("started", "r"), ("charged", "r")]
 
 
+def moved(request: RoundRequest, seed: int) -> Arrays:
+    """A head of other numbers, so that the backbone ranks otherwise."""
+    shape = request.arrays["head.weight"].shape
+    return {"head.weight": np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)}
+
+
+def test_an_evaluation_may_be_against_parameters_that_come_along(open_vault: Opener, request_one: RoundRequest) -> None:
+    """The difference of the two against the text prior, under the same noise; one charge of the same event."""
+    ours = dataclasses.replace(request_one, arrays=request_one.arrays | moved(request_one, 1))
+    theirs = dataclasses.replace(request_one, arrays=request_one.arrays | moved(request_one, 2))
+    compared = dataclasses.replace(ours, reference=moved(request_one, 2))
+    found = {}
+    for name, request in (("ours", ours), ("theirs", theirs), ("compared", compared), ("prior", request_one)):
+        vault = open_vault(name)
+        release = vault.release(Kind.METRIC, request)
+        found[name] = release.payload.values
+        assert encode_event(release.entry.event) == encode_event(vault.plan.metric_event)
+        assert look(vault) == [("r", 1, "metric", True)]
+    noise = found["prior"]["gain"]
+    gains = {name: values["gain"] - noise for name, values in found.items()}
+    assert gains["ours"] != gains["theirs"]
+    assert gains["compared"] == pytest.approx(gains["ours"] - gains["theirs"], abs=1e-9)
+    assert len({values["noise_stddev"] for values in found.values()}) == 1
+
+
+def test_one_round_answers_one_of_an_evaluation_and_a_comparison(open_vault: Opener, request_one: RoundRequest) -> None:
+    """They are one kind of release, so a second one of a round is another request, and refused."""
+    vault = open_vault()
+    vault.release(Kind.METRIC, request_one)
+    with pytest.raises(Refused, match="round 1"):
+        vault.release(Kind.METRIC, dataclasses.replace(request_one, reference=moved(request_one, 2)))
+    assert len(look(vault)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "privacy", "words"),
+    [
+        (Kind.UPDATE, {"head.weight": np.zeros((8, 8), np.float32)}, {}, "a reference belongs to an evaluation"),
+        (Kind.METRIC, {"head.weight": np.zeros((8, 9), np.float32)}, {}, "of shape"),
+        (Kind.METRIC, {"head.weight": np.full((8, 8), np.nan, np.float32)}, {}, "must be finite"),
+        (Kind.METRIC, {"tail.weight": np.zeros((8, 8), np.float32)}, {}, "not those of its recipe"),
+        (Kind.METRIC, {"head.weight": np.zeros((8, 8), np.float32)}, ONE_ROUND, "releases no evaluations"),
+    ],
+)
+def test_a_reference_that_is_none_is_refused_unpaid(  # noqa: PLR0917 - cases
+    open_vault: Opener,
+    request_one: RoundRequest,
+    kind: Kind,
+    reference: Arrays,
+    privacy: dict[str, float],
+    words: str,
+) -> None:
+    """Before any table is opened; a domain that plans no evaluations answers no comparison either."""
+    vault = open_vault(privacy=privacy)
+    with pytest.raises(Refused, match=words):
+        vault.release(kind, dataclasses.replace(request_one, reference=reference))
+    assert_nothing_happened(vault)
+
+
 def test_a_policy_without_evaluations_releases_none(open_vault: Opener, request_one: RoundRequest) -> None:
     """Zero is a limit like any other."""
     vault = open_vault(privacy=ONE_ROUND)

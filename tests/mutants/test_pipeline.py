@@ -1,7 +1,7 @@
 """Mistakes outside the optimizer, each caught by a named check that the real build passes ten times in a row.
 
 Noise, clipping and averaging are in `tests/clients/audit`. Here: who is in a batch, what a sum is divided by, a head
-inside the loop, raw metrics, forgetful accounting, and charging late.
+inside the loop, raw metrics and comparisons, forgetful accounting, and charging late.
 """
 
 import dataclasses
@@ -24,22 +24,28 @@ from tests.clients.sensitivity import (
     make_case,
     policy_of,
 )
+from tests.conftest import TinyDomain
 from torch import Tensor
 
-from isthmus.backbone import Backbone
-from isthmus.clients.evaluation import noisy_gain
+from isthmus.backbone import Backbone, shared_parameters
+from isthmus.clients.backbone_scorer import BackboneScorer
+from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.gradients import UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import Batch, TrainingSet, train_round, user_losses
-from isthmus.config import PrivacyPolicy, TrainingConfig
+from isthmus.clients.vault import Vault
+from isthmus.config import BackboneConfig, FeatureConfig, PrivacyPolicy, TrainingConfig, load_domain
 from isthmus.errors import BudgetExhausted, Refused
+from isthmus.features import Whitening
+from isthmus.packing import arrays_digest
 from isthmus.privacy.accounting import Spending, epsilon, gaussian
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.entries import Charge, LedgerEntry, Limits
 from isthmus.privacy.gate import _GATE_ONLY, Gate, Payload, Release, _pack, _unpack
 from isthmus.privacy.ledger import Ledger
-from isthmus.privacy.noise import Floats, SecureRandomness
+from isthmus.privacy.noise import Floats, Randomness, SecureRandomness
 from isthmus.privacy.reading import read_ledger
+from isthmus.records import Kind, Recipe, RoundRequest
 
 FALSE_ALARM = 1e-6
 """Chance that a statistical check fails the real build, at most."""
@@ -203,6 +209,62 @@ def check_noisy_metrics(release: Callable[..., Payload]) -> None:
             raise CheckFailedError(f"{name}: scatter {spread / 300:.3g} of what is claimed")
 
 
+# Raw comparisons.
+
+COMPARED = 30
+
+
+class ComparesRaw(Vault):
+    """Mutant: what one domain's updates do to its users leaves as it is."""
+
+    def _evaluate(
+        self,
+        request: RoundRequest,
+        backbone: Backbone,
+        reference: Backbone | None,
+        whitening: Whitening,
+        randomness: Randomness,
+    ) -> Payload:
+        """As it is, where there is a reference."""
+        if reference is None:
+            return super()._evaluate(request, backbone, reference, whitening, randomness)
+        features = torch.from_numpy(self.features(request.recipe.features, whitening))
+        ours, theirs = (validation_ndcg(BackboneScorer(each, features), self.data) for each in (backbone, reference))
+        return raw_gain(ours - theirs, policy=self.config.privacy, randomness=SecureRandomness())
+
+
+def check_noisy_comparisons(kind: type[Vault], folder: Path) -> None:
+    """A vault's answers to one comparison, asked in many rounds, scatter as the deviation beside them says."""
+    least = {"rounds": 1, "evaluations": COMPARED, "metric_noise_multiplier": 60.0}
+    config = load_domain(TinyDomain(folder)(users=12, privacy=least))
+    shape = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
+    axes = {"mean": np.zeros(64, np.float32), "matrix": np.eye(64, 8, dtype=np.float32)}
+    recipe = Recipe(
+        features=FeatureConfig(encoder="hash:64"),
+        backbone=shape,
+        training=TRAINING,
+        whitening=arrays_digest(axes).hex(),
+    )
+    shared = {name: each.detach().numpy().copy() for name, each in shared_parameters(Backbone(8, shape)).items()}
+    other = np.random.default_rng(1).normal(size=shared["head.weight"].shape).astype(np.float32)
+    vault = kind(config, ledger=Ledger(config.ledger_path), cache=folder / "cache")
+    try:
+        found = []
+        for round_ in range(1, COMPARED + 1):
+            request = RoundRequest(
+                run="r", round=round_, recipe=recipe, arrays=shared, whitening=axes, reference={"head.weight": other}
+            )
+            found.append(vault.release(Kind.METRIC, request).payload.values)
+    finally:
+        vault.close()
+    low, high = stats.chi2.ppf([FALSE_ALARM / 4, 1 - FALSE_ALARM / 4], COMPARED / 2)
+    for name in ("gain", "users"):
+        scaled = np.array([values[name] / values["noise_stddev"] for values in found])
+        spread = float(np.square(scaled[::2] - scaled[1::2]).sum() / 2)  # what is exact is in both
+        if not low <= spread <= high:
+            raise CheckFailedError(f"{name}: scatter {spread / (COMPARED / 2):.3g} of what is claimed")
+
+
 # Forgetful accounting.
 
 EVENT, DELTA = gaussian(4.0), 1e-5
@@ -320,6 +382,7 @@ IN_PLACE: dict[str, Callable[[Path], None]] = {
     "the divisor is public": lambda _: check_public_divisor(PrivateOptimizer),
     "no head in the loop": lambda _: check_no_state_without_dp(user_losses),
     "metrics are noisy": lambda _: check_noisy_metrics(noisy_gain),
+    "comparisons are noisy": lambda folder: check_noisy_comparisons(Vault, folder),
     "the accountant lives across rounds": lambda folder: check_accountant_lives_across_rounds(Ledger, folder),
     "charged before computed": lambda folder: check_charged_before_computed(Gate, folder),
     "what leaves was named": lambda folder: check_what_leaves_was_named(Gate, folder),
@@ -330,6 +393,7 @@ MUTANTS: dict[str, Callable[[Path], None]] = {
     "divisor from the data": lambda _: check_public_divisor(LengthDivisor),
     "head trained without DP inside the loop": lambda _: check_no_state_without_dp(losses_under_a_head),
     "metrics released raw": lambda _: check_noisy_metrics(raw_gain),
+    "comparisons released raw": lambda folder: check_noisy_comparisons(ComparesRaw, folder),
     "accountant reset per round": lambda folder: check_accountant_lives_across_rounds(Forgetful, folder),
     "other parameters released than named": lambda folder: check_what_leaves_was_named(TrustingGate, folder),
     "ledger charged after release": lambda folder: check_charged_before_computed(LateGate, folder),

@@ -40,7 +40,7 @@ def types(arrays: dict[str, np.ndarray]) -> dict[str, np.dtype]:
 
 
 @given(
-    sent=st.fixed_dictionaries({"arrays": TENSORS, "whitening": FLOATS, "scales": SCALES}),
+    sent=st.fixed_dictionaries({"arrays": TENSORS, "whitening": FLOATS, "reference": FLOATS, "scales": SCALES}),
     digests=DIGESTS,
     round_=st.integers(0, 2**31 - 1),
     run=st.text("abc-", max_size=20),
@@ -65,6 +65,7 @@ def test_a_request_comes_through_whole(
     assert arrays_digest(there.arrays) == arrays_digest(request.arrays)
     assert types(there.arrays) == types(request.arrays)
     assert arrays_digest(there.whitening) == arrays_digest(request.whitening)
+    assert arrays_digest(there.reference) == arrays_digest(request.reference)
     for name in (
         "scales",
         "base",

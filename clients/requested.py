@@ -1,0 +1,30 @@
+"""From the parameters that a request names to a backbone, or to the reason why they make none.
+
+backbone = requested_backbone(recipe, arrays, whitening, domains=0)
+"""
+
+import numpy as np
+
+from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.encoding import Arrays
+from isthmus.errors import Refused
+from isthmus.features import Whitening
+from isthmus.records import Recipe
+
+
+def requested_backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening, *, domains: int) -> Backbone:
+    """A backbone with a request's parameters, with a classifier of so many domains.
+
+    Raises:
+        Refused: If they are not exactly the parameters of the recipe's shape, finite.
+    """
+    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone, domains=domains)
+    shared = shared_parameters(backbone)
+    if arrays.keys() != shared.keys():
+        raise Refused(f"the request's parameters are not those of its recipe: {sorted(arrays)[:5]}")
+    for name, parameter in shared.items():
+        array = arrays[name]
+        if array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
+            raise Refused(f"parameter {name!r} must be finite and of shape {tuple(parameter.shape)}, got {array.shape}")
+    load_shared(backbone, arrays)
+    return backbone
