@@ -31,7 +31,7 @@ from isthmus.server.heads import HeadLog
 from isthmus.server.introduction import Meeting
 from isthmus.server.starting import first_state, text_prior_of
 from isthmus.server.waiting import FOR_EVER, Patience, exchange
-from isthmus.strategies.choice import make_strategy, restore_strategy, strategy_state
+from isthmus.strategies.choice import GuardedLeaveOneOut, make_strategy, restore_strategy, strategy_state
 from isthmus.strategies.guarded import EXHAUSTED, FAILED, OK, Guarded, Outcome, mean_update
 
 _LOG = logging.getLogger(__name__)
@@ -152,7 +152,31 @@ def _one_round(  # noqa: PLR0913, PLR0917 - the parts of a round
             elif state.best_round == 0 and federation.start_path is not None:
                 # What came of the start is not above the prior, so the start is not believed either.
                 state = replace(state, best=text_prior_of(state.best, federation.backbone.shape))
+    elif (
+        isinstance(strategy, GuardedLeaveOneOut)
+        and after is not None
+        and state.round % (federation.strategy.compare_every or 1) == 0
+    ):
+        state, evaluations = _compare(grid, strategy, ask, state, heads, patience)
+        record = replace(record, evaluations=evaluations)
     return replace(state, history=(*state.history, record))
+
+
+def _compare(  # noqa: PLR0913, PLR0917 - the parts of a round
+    grid: Grid, strategy: GuardedLeaveOneOut, ask: RoundRequest, state: RunState, heads: HeadLog, patience: Patience
+) -> tuple[RunState, dict[str, Outcome]]:
+    """Ask all domains but one, the next in turn, what its updates do to them, in noisy figures."""
+    about = strategy.comparison(state.arrays)
+    if about is None:
+        return state, {}
+    questions = list(
+        strategy.configure_comparison(state.round, about.shared, about.reference, about.domain, ask.config(), grid)
+    )
+    state, replies = _exchange(grid, questions, state, patience)
+    _note(replies, strategy, heads)
+    strategy.heed(about.domain, strategy.gains(state.round, replies))
+    outcomes = _with_the_silent(strategy, questions, patience)
+    return replace(state, strategy=strategy_state(strategy)), outcomes
 
 
 def _exchange(

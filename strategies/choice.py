@@ -14,6 +14,7 @@
 | `krum`         | the one update that n - f - 2 others are closest to  | Blanchard et al., NeurIPS 2017               |
 | `reptile`      | a share of the weighted mean update                  | Nichol, Achiam and Schulman, 2018            |
 | `feddf`        | FedAvg, then distillation of the domains' ensemble   | Lin et al., NeurIPS 2020                     |
+| `leave_one_out`| FedAvg; who harms the others counts less             | Song et al., 2019; Xie et al., ICML 2019     |
 
 `median`, `trimmed_mean` and `krum` withstand f outliers (`outliers`) among the domains, and pay for it: they count
 every domain alike, and what they leave out of n updates would have averaged noise away (docs/transfer.md has figures).
@@ -31,6 +32,7 @@ from isthmus.packing import from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.strategies.distillation import FedDF
 from isthmus.strategies.guarded import Guarded
+from isthmus.strategies.leave_one_out import LeaveOneOut
 from isthmus.strategies.sampling import DomainSampling
 
 
@@ -112,6 +114,16 @@ class GuardedFedDF(Guarded, FedDF):
     """Ensemble distillation behind our validation."""
 
 
+class GuardedLeaveOneOut(Guarded, LeaveOneOut):
+    """What domains do to each other, behind our validation."""
+
+
+def _leave_one_out(_: StrategyConfig) -> Guarded:
+    strategy = GuardedLeaveOneOut()
+    strategy.standings, strategy.last = {}, ""
+    return strategy
+
+
 def _trimmed_mean(config: StrategyConfig) -> Guarded:
     strategy = GuardedTrimmedMean()
     strategy.outliers = config.outliers or 1
@@ -133,6 +145,7 @@ _MAKERS: dict[StrategyName, Callable[[StrategyConfig], Guarded]] = {
     StrategyName.KRUM: lambda c: GuardedKrum(num_malicious_nodes=c.outliers or 1),
     StrategyName.REPTILE: _reptile,
     StrategyName.FEDDF: lambda _: GuardedFedDF(),
+    StrategyName.LEAVE_ONE_OUT: _leave_one_out,
 }
 
 
@@ -176,6 +189,8 @@ def make_strategy(  # noqa: PLR0913 - keyword-only
 
 def strategy_state(strategy: Guarded) -> Arrays:
     """Everything that a strategy remembers between rounds, as named tensors."""
+    if isinstance(strategy, LeaveOneOut):
+        return strategy.remembered()
     if not isinstance(strategy, FedAdam):
         return {}
     moments = {"m": strategy.m_t or {}, "v": strategy.v_t or {}}
@@ -184,6 +199,8 @@ def strategy_state(strategy: Guarded) -> Arrays:
 
 def restore_strategy(strategy: Guarded, state: Arrays) -> None:
     """Give a fresh strategy what an earlier one remembered."""
+    if isinstance(strategy, LeaveOneOut):
+        strategy.remember(state)
     if isinstance(strategy, FedAdam) and state:
         strategy.m_t = {name.removeprefix("m/"): array for name, array in state.items() if name.startswith("m/")}
         strategy.v_t = {name.removeprefix("v/"): array for name, array in state.items() if name.startswith("v/")}

@@ -28,7 +28,7 @@ from isthmus.errors import BudgetExhausted, ReplyRefused
 from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.keys import Keys
 from isthmus.privacy.requests import sign_request
-from isthmus.records import ARRAYS, CONFIG, WHITENING, Kind, RoundReply, RoundRequest
+from isthmus.records import ARRAYS, CONFIG, REFERENCE, WHITENING, Kind, RoundReply, RoundRequest
 from isthmus.strategies.sampling import DomainSampling
 from isthmus.strategies.validation import ReplyJudge
 
@@ -122,6 +122,24 @@ class Guarded(FedAvg):
         self._shared, self.passed_over = from_array_record(arrays), frozenset()
         return self._addressed(super().configure_evaluate(server_round, arrays, config, grid), Kind.METRIC)
 
+    def configure_comparison(  # noqa: PLR0913, PLR0917 - as Flower's, and what is compared
+        self, server_round: int, shared: Arrays, reference: Arrays, but: str, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every domain but one for a noisy evaluation of shared parameters against a reference.
+
+        Args:
+            server_round: Of the run.
+            shared: What is evaluated.
+            reference: What it is compared with, as far as it differs.
+            but: The domain that is not asked.
+            config: Of the request.
+            grid: That reaches the domains.
+        """
+        self._shared, self.passed_over = shared, frozenset({but})
+        messages = super().configure_evaluate(server_round, to_array_record(shared), config, grid)
+        asked = [message for message in messages if self.roster.get(message.metadata.dst_node_id, but) != but]
+        return self._addressed(asked, Kind.METRIC, reference)
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -190,6 +208,11 @@ class Guarded(FedAvg):
             }
         )
 
+    def gains(self, server_round: int, replies: Iterable[Message]) -> dict[str, tuple[float, float]]:
+        """Each accepted evaluation's noisy gain, summed over its users, and the standard deviation of its noise."""
+        judged = self._judge(server_round, replies, is_train=False)
+        return {reply.domain: (reply.values["gain"], reply.values["noise_stddev"]) for _, reply in judged}
+
     def _judge(
         self, server_round: int, replies: Iterable[Message], *, is_train: bool
     ) -> list[tuple[Message, RoundReply]]:
@@ -243,14 +266,15 @@ class Guarded(FedAvg):
         self.passed_over = here - drawn
         return [message for message in messages if self.roster[message.metadata.dst_node_id] in drawn]
 
-    def _addressed(self, messages: Iterable[Message], kind: Kind) -> list[Message]:
+    def _addressed(self, messages: Iterable[Message], kind: Kind, reference: Arrays | None = None) -> list[Message]:
         """The same question to every domain, signed; each with the receipt for its last reply, and what it lacks."""
         messages = [message for message in messages if message.metadata.dst_node_id in self.roster]
         if not messages:
             return []
         asked = messages[0].content.config_records[CONFIG]  # Flower sends one record to all
         whole = pack(self._shared)
-        request = RoundRequest.from_records(RecordDict({ARRAYS: whole, CONFIG: asked}))
+        beside = {REFERENCE: pack(reference)} if reference else {}
+        request = RoundRequest.from_records(RecordDict({ARRAYS: whole, CONFIG: asked, **beside}))
         signature = sign_request(request.digest(kind), self.keys)
         digest = self._digest = arrays_digest(self._shared).hex()
         for message in messages:
@@ -258,7 +282,7 @@ class Guarded(FedAvg):
             config = ConfigRecord(dict(asked))
             config["coordinator"], config["signature"] = self.keys.public.hex(), signature
             config["receipt"] = self.receipts.get(node, "")
-            message.content = RecordDict({ARRAYS: whole, CONFIG: config})
+            message.content = RecordDict({ARRAYS: whole, CONFIG: config, **beside})
             if node not in self.holds:
                 message.content[WHITENING] = self.whitening
             elif (lacking := self._lacking(self.holds[node], digest)) is not None:

@@ -63,6 +63,8 @@ CHOICES: dict[str, str] = {
     "feddf": '[strategy]\nname = "feddf"',
     "align = dann, weight 0.1": f"[training]\n{ALIGN}\nalign_weight = 0.1",
     "align = dann, weight 1": f"[training]\n{ALIGN}\nalign_weight = 1.0",
+    "leave_one_out": '[strategy]\nname = "leave_one_out"\ncompare_every = 2',
+    "one domain a round": "[strategy]\ndomains_per_round = 1",
     "learning_rate = 0.5": "[training]\nlearning_rate = 0.5",
     "learning_rate = 2": "[training]\nlearning_rate = 2.0",
     "learning_rate = 2, average = 0.9": "[training]\nlearning_rate = 2.0\n\n[strategy]\naverage = 0.9",

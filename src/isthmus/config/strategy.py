@@ -23,6 +23,7 @@ class StrategyName(enum.StrEnum):
     KRUM = "krum"
     REPTILE = "reptile"
     FEDDF = "feddf"
+    LEAVE_ONE_OUT = "leave_one_out"
 
 
 _NEEDED = {
@@ -52,6 +53,8 @@ class StrategyConfig(Section):
             weights, so that the updates of those that are drawn count alike.
         temperature: Of the draw: with probability proportional to weight^(1/temperature) (Arivazhagan et al., 2019);
             1 where absent.
+        compare_every: Of `leave_one_out`: after every so many rounds the domains are asked what the updates of one of
+            them do to the others; not in a round that ends with an ordinary evaluation.
     """
 
     name: Annotated[StrategyName, Field(strict=False)] = StrategyName.FEDAVG
@@ -65,6 +68,7 @@ class StrategyConfig(Section):
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     domains_per_round: Annotated[int | None, Field(ge=1, exclude_if=_is_none)] = None
     temperature: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
+    compare_every: Annotated[int | None, Field(ge=1, exclude_if=_is_none)] = None
 
     @property
     def robust(self) -> bool:
@@ -87,6 +91,22 @@ class StrategyConfig(Section):
         if self.name is StrategyName.REPTILE and not 0 < share <= 1:
             raise ValueError(
                 '`name = "reptile"` needs a `server_learning_rate` in (0, 1], 0.5 for example: its share of the mean'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compared_between(self) -> Self:
+        if (self.name is StrategyName.LEAVE_ONE_OUT) != (self.compare_every is not None):
+            raise ValueError(
+                '`name = "leave_one_out"` needs `compare_every`, 2 for example: each comparison costs the domains an '
+                "evaluation"
+                if self.compare_every is None
+                else f"`compare_every` belongs to leave_one_out; {self.name} compares nothing, so leave it out"
+            )
+        if self.compare_every and self.evaluate_every and self.compare_every % self.evaluate_every == 0:
+            raise ValueError(
+                f"with compare_every = {self.compare_every} and evaluate_every = {self.evaluate_every} every "
+                f"comparison falls into a round with an ordinary evaluation, and a round has one; change one of them"
             )
         return self
 
