@@ -167,13 +167,16 @@ class ItemCf:
     Attributes:
         similarity: (items, items) float32: users with both / sqrt(events of one x events of the other), 0 on
             the diagonal.
-        tie_break: (items,) float32, far below any similarity: more popular first.
+        events: (items,) how often each occurs; of equal similarities the one of the more frequent item is higher.
+        fitted: The very object that was counted. Users of any other are strangers, and are counted in when they are
+            scored.
         last: Latest items of a history that count.
         decay: Weight of an item / weight of the one after it.
     """
 
     similarity: sparse.csr_array
-    tie_break: NDArray[np.float32]
+    events: NDArray[np.int64]
+    fitted: Histories
     last: int = LAST
     decay: float = DECAY
 
@@ -196,22 +199,55 @@ class ItemCf:
         shared = sparse.coo_array(once.T @ once)
         pairs = shared.row != shared.col
         row, column = shared.row[pairs], shared.col[pairs]
-        events = np.bincount(histories.items, minlength=items).astype(np.float64)
+        events = np.bincount(histories.items, minlength=items)
         size = np.sqrt(np.maximum(events, 1.0))
         cosine = (shared.data[pairs] / (size[row] * size[column])).astype(np.float32)
         return cls(
             similarity=sparse.csr_array((cosine, (row, column)), shape=(items, items)),
-            tie_break=(_TIE_BREAK * events).astype(np.float32),
+            events=events,
+            fitted=histories,
             last=last,
             decay=decay,
         )
 
     def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As `Scorer.score`: similarity to the latest items, summed by recency."""
-        items = len(self.tie_break)
+        """As `Scorer.score`: similarity to the latest items, summed by recency.
+
+        Guarantees:
+            - A stranger has the scores that it would have if it had been there when the others were counted. Else its
+              own items, which nobody else combined, would not set the scale on which a blend weighs all the others.
+        """
+        items = len(self.events)
         weights = recency_weights(histories, users, items=items, last=self.last, decay=self.decay)
-        scores: NDArray[np.float32] = (weights @ self.similarity).toarray()
-        scores += self.tie_break
+        scores: NDArray[np.float32]
+        if histories is self.fitted:
+            scores = (weights @ self.similarity).toarray()
+        else:
+            scores = self._scores_of_strangers(weights, histories, users)
+        scores += (_TIE_BREAK * self.events).astype(np.float32)
+        return scores
+
+    def _scores_of_strangers(
+        self, weights: sparse.csr_array, histories: Histories, users: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(users, items) each user's scores, with the user alone counted in."""
+        own = [np.unique(histories.row(int(user)), return_counts=True) for user in users]
+        # 1. What others have combined, with items that are now a little more frequent.
+        before = np.sqrt(np.maximum(self.events, 1))  # (items,)
+        shrunk = [before[mine] / np.sqrt(self.events[mine] + times) for mine, times in own]
+        thinned = weights.copy()
+        for row, (mine, _) in enumerate(own):
+            part = slice(thinned.indptr[row], thinned.indptr[row + 1])
+            thinned.data[part] *= shrunk[row][np.searchsorted(mine, thinned.indices[part])]
+        scores: NDArray[np.float32] = (thinned @ self.similarity).toarray()
+        # 2. The pairs that the user has combined itself.
+        for row, (mine, times) in enumerate(own):
+            part = slice(weights.indptr[row], weights.indptr[row + 1])
+            at = np.searchsorted(mine, weights.indices[part])
+            each = np.bincount(at, weights.data[part], minlength=len(mine)) / np.sqrt(self.events[mine] + times)
+            scores[row, mine] *= shrunk[row]
+            scores[row, mine] += (each.sum() - each) / np.sqrt(self.events[mine] + times)
+            scores[row, mine] += _TIE_BREAK * times
         return scores
 
 

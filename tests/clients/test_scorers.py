@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from isthmus.clients.blend import peak_scale
 from isthmus.clients.data import Histories
 from isthmus.clients.scorers import ItemCf, Popularity, Scorer, TextNeighbours, rank_users, recency_weights
 from isthmus.metrics import RankingSummary, rank_targets, summarise
@@ -63,6 +64,28 @@ def test_item_cf_equals_its_definition_in_loops() -> None:
     found = ItemCf.fit(rows, items=12).score(rows, np.arange(25))
     assert found == pytest.approx(np.array([slow_item_cf(rows, 12, user) for user in range(25)]), abs=1e-6)
     assert found.dtype == np.float32
+
+
+@given(st.lists(st.lists(st.integers(0, 7), max_size=14), min_size=1, max_size=6))
+def test_a_stranger_has_the_scores_of_one_who_was_there(rows: list[list[int]]) -> None:
+    """Counted in when scored, the same as counted before: with repeats and an empty history, whatever others did."""
+    together = histories(*rows)
+    others = ItemCf.fit(histories(*rows[1:]), items=8)
+    there = ItemCf.fit(together, items=8).score(together, np.array([0]))
+    assert others.score(together, np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
+    assert others.score(histories(rows[0]), np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
+
+
+def test_what_one_other_user_combined_is_no_louder_for_a_stranger() -> None:
+    """On the scale of a blend. The mutant does not count the stranger in: then a lone neighbour is the peak."""
+    known, stranger = histories([0, 5], [6, 7]), histories([0, 1, 2, 3])
+    fitted = ItemCf.fit(known, items=8)
+    there = histories([0, 5], [6, 7], [0, 1, 2, 3])
+    member = peak_scale(ItemCf.fit(there, items=8).score(there, np.array([2])))[0, 5]
+    assert peak_scale(fitted.score(stranger, np.array([0])))[0, 5] == pytest.approx(member, rel=1e-5)
+    weights = recency_weights(stranger, np.array([0]), items=8)
+    mutant = peak_scale((weights @ fitted.similarity).toarray())[0, 5]
+    assert mutant > 3 * member
 
 
 def test_item_cf_orders_strangers_by_popularity() -> None:
