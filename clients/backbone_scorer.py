@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isthmus.backbone import Backbone
+from isthmus.backbone import Backbone, text_prior
 from isthmus.clients.data import Histories
+from isthmus.custom_backbone import AnyBackbone
 
 _SAMPLE = 4096
 """Items, or a few more, on which users are sifted: at even distances in the catalogue."""
@@ -29,13 +30,14 @@ class BackboneScorer:
         residual_only: Leave the text prior out, i.e. score with what was learned.
     """
 
-    def __init__(self, backbone: Backbone, features: Tensor, *, residual_only: bool = False) -> None:
+    def __init__(self, backbone: AnyBackbone, features: Tensor, *, residual_only: bool = False) -> None:
         self._backbone = backbone
         self._features = features
         self._residual_only = residual_only
-        self._learned = bool(backbone.head.weight.any())  # else the residual is zero, whatever the history
+        self._embedded: Tensor | None = None  # where nothing was learned, the residual is zero, whatever the history
         with torch.inference_mode():
-            self._embedded = backbone.embed(features)  # (items, width): once for all, not for each event of a history
+            if isinstance(backbone, Backbone) and backbone.head.weight.any():
+                self._embedded = backbone.embed(features)  # (items, width): once, not for each event of a history
             self._sample = torch.arange(0, len(features), max(len(features) // _SAMPLE, 1))
             self._largest = float(features.norm(dim=1).max()) if len(features) else 0.0
 
@@ -80,16 +82,25 @@ class BackboneScorer:
         query = self._features.new_zeros((len(rows), self._features.shape[1]))
         if width == 0:
             return query
-        if self._learned:
-            padded = np.zeros((len(rows), width), np.int64)
-            for i, row in enumerate(rows):
-                padded[i, : len(row)] = row
-            embedded = self._embedded[torch.from_numpy(padded)]
-            query = self._backbone.residual_after(embedded, lengths.clamp(min=1))
-        if not self._residual_only:
-            latest = latest_features(rows, self._features, self._backbone.config.prior_items)
-            query = query + self._backbone.prior(latest)[:, -1]
+        backbone, last = self._backbone, lengths.clamp(min=1)
+        latest = latest_features(rows, self._features, backbone.config.prior_items)
+        if not isinstance(backbone, Backbone):
+            query = backbone(self._features[_padded(rows, width)])[torch.arange(len(rows)), last - 1]
+            if self._residual_only:
+                query = query - text_prior(latest, backbone.config)[:, -1]
+        elif self._embedded is not None:
+            query = backbone.residual_after(self._embedded[_padded(rows, width)], last)
+        if isinstance(backbone, Backbone) and not self._residual_only:
+            query = query + backbone.prior(latest)[:, -1]
         return query * (lengths > 0)[:, None]
+
+
+def _padded(rows: Sequence[NDArray[np.int32]], width: int) -> Tensor:
+    """(histories, width) items, the first one of the catalogue behind each history: what is behind is not looked at."""
+    padded = np.zeros((len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def latest_features(rows: Sequence[NDArray[np.int32]], features: Tensor, count: int) -> Tensor:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData
 from isthmus.clients.scorers import rank_users
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
 from isthmus.config import BackboneConfig, TrainingConfig
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.metrics import ndcg_at_k
 
 EPOCHS = 8
@@ -32,7 +32,7 @@ MAX_VALIDATION_USERS = 2000
 
 def train_alone(
     users: TrainingSet, data: DomainData, *, backbone_config: BackboneConfig, training: TrainingConfig, seed: int
-) -> Backbone:
+) -> AnyBackbone:
     """Train with Adam and early stopping; starts, like the federation, from the text prior.
 
     Args:
@@ -48,7 +48,7 @@ def train_alone(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = Backbone(users.features.shape[1], backbone_config)
+        backbone = make_backbone(users.features.shape[1], backbone_config)
     generator = np.random.default_rng(seed)
     judges = np.flatnonzero(data.validation >= 0)
     if len(judges) > MAX_VALIDATION_USERS:
@@ -71,7 +71,7 @@ def train_alone(
     return best.eval()
 
 
-def _value(backbone: Backbone, users: TrainingSet, data: DomainData, judges: NDArray[np.int64]) -> float:
+def _value(backbone: AnyBackbone, users: TrainingSet, data: DomainData, judges: NDArray[np.int64]) -> float:
     """Mean validation NDCG@10, exact."""
     if not len(judges):
         return 0.0

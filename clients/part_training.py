@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbone import Backbone, shared_parameters, trained_parameters
+from isthmus.backbone import shared_parameters, trained_parameters
 from isthmus.config import TrainingConfig
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.encoding import Arrays
 from isthmus.privacy.noise import Randomness
 
@@ -76,7 +77,7 @@ class TrainedPart:
 
     parameters: dict[str, nn.Parameter]
 
-    def __init__(self, backbone: Backbone, training: TrainingConfig, randomness: Randomness) -> None:
+    def __init__(self, backbone: AnyBackbone, training: TrainingConfig, randomness: Randomness) -> None:
         self._backbone = backbone
         self._shared = shared_parameters(backbone)
         self._names = trained_parameters(self._shared, training.train)

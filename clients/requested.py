@@ -5,20 +5,21 @@ backbone = requested_backbone(recipe, arrays, whitening, domains=0)
 
 import numpy as np
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.backbone import load_shared, shared_parameters
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.encoding import Arrays
 from isthmus.errors import Refused
 from isthmus.features import Whitening
 from isthmus.records import Recipe
 
 
-def requested_backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening, *, domains: int) -> Backbone:
+def requested_backbone(recipe: Recipe, arrays: Arrays, whitening: Whitening, *, domains: int) -> AnyBackbone:
     """A backbone with a request's parameters, with a classifier of so many domains.
 
     Raises:
         Refused: If they are not exactly the parameters of the recipe's shape, finite.
     """
-    backbone = Backbone(whitening.matrix.shape[1], recipe.backbone, domains=domains)
+    backbone = make_backbone(whitening.matrix.shape[1], recipe.backbone, domains=domains)
     shared = shared_parameters(backbone)
     if arrays.keys() != shared.keys():
         raise Refused(f"the request's parameters are not those of its recipe: {sorted(arrays)[:5]}")

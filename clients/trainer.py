@@ -31,14 +31,15 @@ from isthmus.clients import private_optimizer
 from isthmus.clients.alignment import domain_losses
 from isthmus.clients.augmentation import augmented, draw_views
 from isthmus.clients.batches import Batch
-from isthmus.clients.bookkeeping import BookKeeping
 from isthmus.clients.data import Histories
-from isthmus.clients.gradients import Engine, Losses, OpacusHooks, require_separable
+from isthmus.clients.engines import engine_for
+from isthmus.clients.gradients import Engine, Losses, require_separable
 from isthmus.clients.local_optimizers import local_optimizer
 from isthmus.clients.part_training import TrainedPart
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder
-from isthmus.config import DomainCompute, EngineName, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.config import DomainCompute, Precision, PrivacyPolicy, TrainingConfig
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
@@ -49,12 +50,6 @@ _LOOKED_AT, _TRIED = 50, 3
 """Users among whom some are found to try an engine on, and how many those are."""
 _MICRO_BATCH = 2048
 """Positions, padding included, that are worked on at once; changes nothing but memory and time."""
-
-
-ENGINES: dict[EngineName, Callable[[nn.Module], Engine]] = {
-    EngineName.BOOKKEEPING: BookKeeping,
-    EngineName.OPACUS: OpacusHooks,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +92,7 @@ def make_training_set(
 
 
 def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
-    backbone: Backbone,
+    backbone: AnyBackbone,
     users: TrainingSet,
     *,
     training: TrainingConfig,
@@ -138,7 +133,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
         randomness=randomness,
         clipping=training.clipping,
     )
-    make = ENGINES[compute.engine]
+    make = engine_for(backbone, compute)
     cut = functools.partial(make_batch, users, positions=backbone.config.positions, losses=training.positions)
     losses = functools.partial(_losses, place, backbone, users, training)
     _require_separable(make, backbone, users, cut, functools.partial(losses, contextlib.nullcontext))
@@ -160,7 +155,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
 
 
 def user_losses(
-    backbone: Backbone,
+    backbone: AnyBackbone,
     users: TrainingSet,
     batch: Batch,
     training: TrainingConfig,
@@ -181,12 +176,13 @@ def user_losses(
     seen = users.features[batch.history]  # (users, positions, features)
     if batch.hidden is not None:
         seen = seen.masked_fill(batch.hidden.unsqueeze(2), 0.0)
-    classifier = backbone.domain_classifier
-    if classifier is None:
-        query = backbone(seen)  # (users, positions, features)
-    else:
+    classifier = None
+    if isinstance(backbone, Backbone) and backbone.domain_classifier is not None:
+        classifier = backbone.domain_classifier
         represented = backbone.represent(seen)  # (users, positions, width)
         query = backbone.prior(seen) + backbone.head(represented)
+    else:
+        query = backbone(seen)  # (users, positions, features)
     valid = batch.weight > 0
     event = batch.event[valid]  # (predictions,)
     rivals, own = batch.rivals.items[event], batch.rivals.place[event]
@@ -252,7 +248,7 @@ class _Place:
         if (self.device.index or 0) >= there:
             raise ConfigError(f"`compute.device`: there is no {compute.device} here, torch sees {there} CUDA devices")
 
-    def settle(self, backbone: Backbone, users: TrainingSet) -> tuple[Backbone, TrainingSet]:
+    def settle(self, backbone: AnyBackbone, users: TrainingSet) -> tuple[AnyBackbone, TrainingSet]:
         """What stays there for a round."""
         return backbone.to(self.device), dataclasses.replace(users, features=users.features.to(self.device))
 
@@ -280,7 +276,7 @@ class _Place:
 
 def _losses(  # noqa: PLR0913, PLR0917 - filled in one after the other
     place: _Place,
-    backbone: Backbone,
+    backbone: AnyBackbone,
     users: TrainingSet,
     training: TrainingConfig,
     products: Callable[[], AbstractContextManager[object]],
@@ -293,7 +289,7 @@ def _losses(  # noqa: PLR0913, PLR0917 - filled in one after the other
 
 def _require_separable(
     make: Callable[[nn.Module], Engine],
-    backbone: Backbone,
+    backbone: AnyBackbone,
     users: TrainingSet,
     cut: Callable[[NDArray[np.int64]], Batch],
     losses: Callable[[Batch], Tensor],

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from isthmus.backbone import Backbone, learned_axes, trained_parameters
 from isthmus.backbone_file import ShippedBackbone
+from isthmus.clients.admission import require_admitted
 from isthmus.clients.alignment import own_label
 from isthmus.clients.answers import Answering
 from isthmus.clients.backbone_scorer import BackboneScorer
@@ -31,6 +32,7 @@ from isthmus.clients.received import Received
 from isthmus.clients.requested import requested_backbone
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.encoding import Arrays, changed, encode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import Whitening, default_cache_dir, encode_texts, one_copy, own_axes, text_moments
@@ -129,6 +131,7 @@ class Vault(Answering):
     def _release(self, kind: Kind, request: RoundRequest, *, digest: bytes, asker: str) -> Release:
         # 1. The business unit's rules; nothing of the data is needed to refuse.
         self.policy.check_plan(self.plan, clip=self.config.privacy.clip, private=self.private)
+        require_admitted(request.recipe, self.policy, self.config.compute)
         shared = self._shared(request)
         layers = trained_parameters(shared, request.recipe.training.train) if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=asker)
@@ -207,6 +210,7 @@ class Vault(Answering):
             if not self.ledger.took_part(request.run, Kind.UPDATE.value):  # so that nobody can fill a disk for nothing
                 raise Refused(f"this domain gave no update to run {request.run!r:.80}, so it takes no backbone of it")
             whitening = self._whitening(request)
+            require_admitted(request.recipe, self.policy, self.config.compute, whitening)
             backbone = requested_backbone(request.recipe, self._shared(request), whitening, domains=0)
         except Refused as refusal:
             self.ledger.refuse(refusal, run=request.run, round_=request.round, kind=DELIVERY)
@@ -265,6 +269,7 @@ class Vault(Answering):
                 raise Refused("a reference belongs to an evaluation; an update has none")
         own_label(request.recipe.training, self.name)  # or it cannot take part
         whitening, recipe = self._whitening(request), request.recipe
+        require_admitted(recipe, self.policy, self.config.compute, whitening)
         backbone = requested_backbone(recipe, shared, whitening, domains=recipe.training.classes)
         reference = None
         if request.reference:
@@ -282,7 +287,7 @@ class Vault(Answering):
         return Payload(arrays=arrays, values={"count": float(moments.count)})
 
     def _train(
-        self, request: RoundRequest, backbone: Backbone, whitening: Whitening, randomness: Randomness
+        self, request: RoundRequest, backbone: AnyBackbone, whitening: Whitening, randomness: Randomness
     ) -> Payload:
         update = train_round(
             backbone,
@@ -301,8 +306,8 @@ class Vault(Answering):
     def _evaluate(
         self,
         request: RoundRequest,
-        backbone: Backbone,
-        reference: Backbone | None,
+        backbone: AnyBackbone,
+        reference: AnyBackbone | None,
         whitening: Whitening,
         randomness: Randomness,
     ) -> Payload:

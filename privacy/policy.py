@@ -44,6 +44,10 @@ Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Kinds = Annotated[tuple[Literal["catalogue", "update", "metric"], ...], Field(strict=False)]
 
 
+def _is_empty(names: tuple[str, ...]) -> bool:
+    return not names
+
+
 class Lifetime(Section):
     """What may be spent on one user's history, over everything that is ever released.
 
@@ -59,7 +63,7 @@ class Lifetime(Section):
 
 
 class Allowed(Section):
-    """What may be done at all. An absent rule allows.
+    """What may be done at all. An absent rule allows, but for `backbones`.
 
     Attributes:
         least_noise: Smallest noise multiplier of a noisy step.
@@ -70,6 +74,8 @@ class Allowed(Section):
         coordinators: Public keys of who may ask; anybody where absent.
         programs: Hashes of the programs that may run; any where absent. `isthmus.privacy.program` tells this one's.
         seeded: Whether runs whose noise can be repeated, which are not private, may use this data.
+        backbones: Names of custom backbones, code of somebody else's that runs beside this data; none but the built-in
+            one where absent.
     """
 
     least_noise: Annotated[float, Field(ge=0)] = 0.0
@@ -80,6 +86,7 @@ class Allowed(Section):
     coordinators: Hashes | None = None
     programs: Hashes | None = None
     seeded: bool = True
+    backbones: Annotated[Names, Field(exclude_if=_is_empty)] = ()
 
     def forbidden(self, layers: Iterable[str]) -> list[str]:
         """Those names of parameters that no pattern in `layers` matches."""
@@ -169,6 +176,18 @@ class Policy(Section):
         for layer in allow.forbidden(layers):
             raise PolicyRefused("layers", f"parameter {layer}", _listed(allow.layers))
         self.check_coordinator(coordinator)
+
+    def check_backbone(self, module: str | None) -> None:
+        """Refuse a custom backbone that is not allowed by name; the built-in one (None) always is.
+
+        Raises:
+            PolicyRefused: With the rule, what was asked and the limit.
+        """
+        allowed = self.allow.backbones
+        if module is not None and module not in allowed:
+            raise PolicyRefused(
+                "backbones", f"custom backbone {module}", _listed(allowed) if allowed else "only the built-in one"
+            )
 
     def check_coordinator(self, coordinator: str) -> None:
         """Refuse whoever may not ask.

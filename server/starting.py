@@ -13,6 +13,7 @@ import torch
 from isthmus.backbone import Backbone, learned_axes, shared_parameters
 from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.config import BackboneConfig, FederationConfig
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.features import TextMoments, Whitening, fit_whitening
@@ -77,15 +78,15 @@ def _axes(federation: FederationConfig, moments: dict[str, TextMoments], start: 
     return start.whitening
 
 
-def _fresh(federation: FederationConfig, whitening: Whitening) -> Backbone:
+def _fresh(federation: FederationConfig, whitening: Whitening) -> AnyBackbone:
     """The text prior, its other parameters drawn."""
     with torch.random.fork_rng(devices=[]):
         if federation.seed is not None:
             torch.manual_seed(federation.seed)
         else:
             torch.seed()
-        return Backbone(whitening.matrix.shape[1], federation.backbone.shape, domains=federation.training.classes)
+        return make_backbone(whitening.matrix.shape[1], federation.backbone.shape, domains=federation.training.classes)
 
 
-def _arrays(backbone: Backbone) -> Arrays:
+def _arrays(backbone: AnyBackbone) -> Arrays:
     return {name: parameter.detach().numpy().copy() for name, parameter in shared_parameters(backbone).items()}

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import shared_parameters
 from isthmus.clients import private_optimizer
 from isthmus.clients.audit.evidence import (
     Check,
@@ -40,6 +40,7 @@ from isthmus.clients.audit.evidence import (
 )
 from isthmus.clients.gradients import Samples
 from isthmus.config import BackboneConfig, PrivacyPolicy
+from isthmus.custom_backbone import make_backbone
 from isthmus.errors import ConfigError
 from isthmus.privacy.accounting import epsilon
 from isthmus.privacy.empirical import area_under_curve, audit_scores, operating_point
@@ -129,7 +130,7 @@ def audit_canaries(  # noqa: PLR0913 - keyword-only, each with a default that is
     plan = plan_for(policy)
     parameters = {
         name: nn.Parameter(torch.zeros(tuple(tensor.shape)))
-        for name, tensor in shared_parameters(Backbone(features, shape)).items()
+        for name, tensor in shared_parameters(make_backbone(features, shape)).items()
     }
     randomness: Randomness = SecureRandomness() if seed is None else SeededRandomness(seed, "audit", "canaries")
     coins = np.random.default_rng(seed)

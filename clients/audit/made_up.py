@@ -18,18 +18,21 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.backbone import load_shared, shared_parameters
 from isthmus.clients.data import Histories
 from isthmus.clients.data.catalogue import read_catalogue
 from isthmus.clients.trainer import TrainingSet, make_training_set
 from isthmus.clients.vault import Vault
 from isthmus.config import DomainConfig, FederationConfig, Interactions, Items, PrivacyPolicy
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.encoding import Arrays, Encoded, decode
 from isthmus.errors import ConfigError, Refused
 from isthmus.features import TextMoments, fit_whitening
 from isthmus.packing import arrays_digest
 from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.policy import FILE, Allowed, load_policy
 from isthmus.records import Kind, Recipe, RoundRequest, recipe_of
+from isthmus.settings import toml_text
 
 _HELD_OUT = 2
 """Latest events of a user that validate and test, and never train."""
@@ -79,9 +82,9 @@ class Transcript:
         )
         return make_training_set(histories, self.features, self.recipe)
 
-    def backbone(self, arrays: Arrays) -> Backbone:
+    def backbone(self, arrays: Arrays) -> AnyBackbone:
         """A backbone with these parameters."""
-        backbone = Backbone(self.features.shape[1], self.recipe.backbone)
+        backbone = make_backbone(self.features.shape[1], self.recipe.backbone)
         load_shared(backbone, arrays)
         return backbone
 
@@ -129,6 +132,8 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
     """
     name = (federation.training.align_domains or ("audit",))[0]  # one that the recipe knows, where it asks
     domain = _write(folder, titles, rows, policy, name=name)
+    if federation.backbone.module is not None:
+        _allow(federation.backbone.module, domain)
     vault = Vault(domain, ledger=Ledger(domain.ledger_path), seed=seed, cache=cache, threads=1)
     try:
         catalogue = vault.release(
@@ -145,7 +150,7 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
             torch.manual_seed(0)
             training = federation.training
             first = shared_parameters(
-                Backbone(whitening.matrix.shape[1], federation.backbone, domains=training.classes)
+                make_backbone(whitening.matrix.shape[1], federation.backbone, domains=training.classes)
             )
         arrays = {name: parameter.detach().numpy().copy() for name, parameter in first.items()}
         seen: list[Round] = []
@@ -175,6 +180,14 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
         )
     finally:
         vault.close()
+
+
+def _allow(module: str, domain: DomainConfig) -> None:
+    """Name a custom backbone in the rules of a made-up domain, which else are those that its configuration implies."""
+    rules = load_policy(domain)
+    allowed = rules.model_copy(update={"allow": Allowed(backbones=(module,))})
+    text = toml_text(allowed).replace(f'"{rules.approved_on}"', str(rules.approved_on))  # a date has no quotes
+    (domain.folder / FILE).write_text(text, encoding="utf-8")
 
 
 def _write(

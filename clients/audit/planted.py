@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone
 from isthmus.clients.audit.evidence import (
     Evidence,
     TensorNoise,
@@ -47,6 +46,7 @@ from isthmus.config import (
     Trained,
     TrainingConfig,
 )
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.privacy.empirical import area_under_curve, audit_scores, operating_point
 
 _CHUNK = 128
@@ -214,7 +214,7 @@ def _watch(
 
 
 def _clipped_gradients(
-    backbone: Backbone, users: TrainingSet, training: TrainingConfig, *, clip: float
+    backbone: AnyBackbone, users: TrainingSet, training: TrainingConfig, *, clip: float
 ) -> NDArray[np.float64]:
     """(users, parameters): what each user adds to the sum if drawn."""
     raw = np.concatenate(
@@ -234,7 +234,7 @@ def _clipped_gradients(
 
 
 def _raw_gradients(
-    backbone: Backbone, users: TrainingSet, training: TrainingConfig, chosen: NDArray[np.int64]
+    backbone: AnyBackbone, users: TrainingSet, training: TrainingConfig, chosen: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(chosen, parameters) gradients of users' losses, unclipped."""
     batch = make_batch(users, chosen, positions=backbone.config.positions, losses=training.positions)

@@ -26,6 +26,7 @@ from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, Starti
 from isthmus.demo import write_demo
 from isthmus.features import encoder_dim
 from isthmus.privacy.plan import plan_for
+from isthmus.privacy.policy import load_policy
 
 _BUILT_IN = "dining"
 """Of the demo's domains, the one whose texts are used where no domain was named."""
@@ -100,8 +101,12 @@ def attacks(target: Target, *, seed: int | None = None) -> tuple[Attack, ...]:
     Args:
         target: Of `target_of`, which must be open while they run.
         seed: For repeatable attacks; fresh secure randomness where absent.
+
+    Raises:
+        PolicyRefused: If the federation has a custom backbone that the domain's policy does not name.
     """
     domain, policy = target.domain, target.policy
+    load_policy(domain).check_backbone(target.federation.backbone.module)  # its code runs here
     # They begin with the text prior: the guarantee is the same for any start.
     shape = StartingBackbone(**target.federation.backbone.shape.model_dump())
     federation = target.federation.model_copy(update={"backbone": shape})

@@ -220,7 +220,7 @@ def _direction(total: Tensor) -> Tensor:
     return scaled
 
 
-def shared_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+def shared_parameters(backbone: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that travel, and may be trained under privacy, by name: the one place that says which."""
     return dict(backbone.named_parameters())
 
@@ -248,9 +248,9 @@ def trained_parameters(names: Iterable[str], train: Trained) -> tuple[str, ...]:
     return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _TRAINED[train]))
 
 
-def learned_axes(backbone: Backbone) -> bool:
+def learned_axes(backbone: nn.Module) -> bool:
     """Whether it predicts more than a sum of the history's features, so that it can read no other axes."""
-    return bool(backbone.head.weight.detach().any())
+    return not isinstance(backbone, Backbone) or bool(backbone.head.weight.detach().any())
 
 
 def without_classifier(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -258,7 +258,7 @@ def without_classifier(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, N
     return {name: array for name, array in arrays.items() if name.partition(".")[0] != _CLASSIFIER}
 
 
-def load_shared(backbone: Backbone, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+def load_shared(backbone: nn.Module, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Copy named arrays, of the right shapes, into the parameters of the same names.
 
     Args:

@@ -5,7 +5,8 @@
 
 A safetensors file: the shared parameters by name, the whitening as `whitening.mean` and
 `whitening.matrix`, and the shape and encoder as JSON in the header under `isthmus`. Where the backbone, or what it
-began with, was trained in the open, the header says on what. Loading it runs no code.
+began with, was trained in the open, the header says on what. Loading it runs no code, but for that of an installed
+custom backbone, where it names one.
 """
 
 import json
@@ -18,10 +19,11 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import shared_parameters
 from isthmus.config import BackboneConfig, FeatureConfig, PublicDomains, StartedFrom, TrainingConfig
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.durable import write_durably
-from isthmus.errors import RunError
+from isthmus.errors import ConfigError, RunError
 from isthmus.features import Whitening
 from isthmus.settings import Section
 
@@ -59,7 +61,7 @@ class ShippedBackbone:
         start: What its federation started from; None for the text prior.
     """
 
-    backbone: Backbone
+    backbone: AnyBackbone
     whitening: Whitening
     features: FeatureConfig
     round: int
@@ -85,19 +87,21 @@ def load_backbone(path: Path) -> ShippedBackbone:
     """Read the file.
 
     Raises:
-        RunError: If it is absent or not a backbone.
+        RunError: If it is absent or not a backbone, or names a custom one that is not installed here.
     """
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads(file.metadata()["isthmus"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         whitening = Whitening(mean=tensors.pop(f"{_PREFIX}mean"), matrix=tensors.pop(f"{_PREFIX}matrix"))
-        backbone = Backbone(whitening.matrix.shape[1], BackboneConfig.model_validate(header["backbone"]))
+        backbone = make_backbone(whitening.matrix.shape[1], BackboneConfig.model_validate(header["backbone"]))
         backbone.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
         features = FeatureConfig.model_validate(header["features"])
         round_ = int(header["round"])
         origin = Origin.model_validate_json(json.dumps(header["origin"])) if "origin" in header else None
         start = StartedFrom.model_validate(header["start"]) if "start" in header else None
+    except ConfigError as error:  # of a custom backbone
+        raise RunError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise RunError(f"{path}: no backbone here. Finish the run first: `isthmus simulate`.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Is this machine ready to take part? Each check says what was seen and, where it is not right, how to mend it.
 
-    checks = examine_machine() + examine_domain(Path("books"), kit=Path("books.zip"))
+    checks = examine_machine() + examine_domain(Path("books"), kit=Path("books.zip")) + examine_backbone("gru4rec")
     [check for check in checks if not check.well]
 
 Nothing is changed and nothing is sent anywhere, but for one request to the coordinator that a kit names.
@@ -23,7 +23,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import isthmus
-from isthmus.config import DomainConfig, load_domain
+from isthmus.clients.backbone_check import LINES, examine_lines
+from isthmus.clients.engines import engine_for
+from isthmus.config import BackboneConfig, DomainCompute, DomainConfig, load_domain
+from isthmus.custom_backbone import load_maker, make_backbone
 from isthmus.errors import IsthmusError
 from isthmus.privacy.custody import key_path
 from isthmus.privacy.kit import CA, read_kit
@@ -39,6 +42,8 @@ LEAST_DISK = 2**30
 LEAST_DAYS = 30
 MOST_SECONDS = 60.0
 """By which two clocks may differ: a node signs the time of its requests."""
+
+_FEATURES = 384  # of the packaged encoder
 
 _SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -107,6 +112,24 @@ def examine_domain(folder: Path, *, kit: Path | None = None) -> list[Check]:
         _disk("disk of the ledger", config.ledger_path.parent),
     ]
     return checks + ([] if kit is None else _kit(kit, config))
+
+
+def examine_backbone(name: str) -> list[Check]:
+    """What the author of a custom backbone needs: whether it is installed, and keeps to each line of its protocol."""
+    config = BackboneConfig.model_construct(module=name)
+    try:
+        found = examine_lines(load_maker(name), features=_FEATURES, config=config, compute=DomainCompute())
+        engine = engine_for(make_backbone(_FEATURES, config), DomainCompute())
+    except IsthmusError as error:
+        mend = "install the package that has it, or mend what it says"
+        return [Check(name=f"backbone {name}", well=False, seen=str(error), mend=mend)]
+    return [
+        Check(name=f"backbone {name}", well=True, seen=f"{_FEATURES} features, default shape, by {engine.__name__}"),
+        *(
+            Check(name=f"{name}: {line}", well=not broken, seen=broken or LINES[line], mend=f"must be: {LINES[line]}")
+            for line, broken in found.items()
+        ),
+    ]
 
 
 def _versions() -> list[Check]:

@@ -12,13 +12,20 @@ import enum
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, StartedFrom, TrainingConfig
+from isthmus.config import (
+    BackboneConfig,
+    FeatureConfig,
+    FederationConfig,
+    StartedFrom,
+    TrainingConfig,
+    require_trainable,
+)
 from isthmus.encoding import Arrays, Encoded, Tensors
 from isthmus.errors import Refused
 from isthmus.packing import arrays_digest, pack, unpack
@@ -58,6 +65,11 @@ class Recipe(Section):
     """Digest of the whitening that makes the features; empty before there is one."""
     start: Annotated[StartedFrom | None, Field(exclude_if=_is_none)] = None
     """What the run began with, if that was trained in the open, by the coordinator's word; no guarantee needs it."""
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> Self:
+        require_trainable(self.backbone, self.training)
+        return self
 
 
 def read_recipe(text: str) -> Recipe:

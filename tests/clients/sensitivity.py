@@ -11,13 +11,14 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.backbone import Backbone, shared_parameters, trained_parameters
@@ -39,6 +40,7 @@ from isthmus.config import (
     Trained,
     TrainingConfig,
 )
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.noise import Floats
 from isthmus.privacy.plan import DpSgdConfig, DpSgdPlan
@@ -63,7 +65,7 @@ class Case:
     rows: tuple[tuple[int, ...], ...]
     chosen: tuple[bool, ...]
     features: NDArray[np.float32]
-    backbone: Backbone
+    backbone: AnyBackbone
     clip: float
 
     @property
@@ -81,8 +83,10 @@ class Case:
     def users(self) -> TrainingSet:
         """What the trainer makes of them, in the model's precision."""
         made = make_training_set(histories_of(self.rows), self.features, RECIPE, label=LABEL)
-        return dataclasses.replace(made, features=made.features.to(self.backbone.adaptor.weight.dtype))
+        return dataclasses.replace(made, features=made.features.to(next(self.backbone.parameters()).dtype))
 
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 Mechanism = Callable[[Case], Tensor]
 """From a case to the (parameters,) sum that leaves, before noise."""
@@ -120,7 +124,7 @@ class Served:
 
     engine: EngineName = EngineName.BOOKKEEPING
     optimizer: type[DPOptimizer] = PrivateOptimizer
-    losses: Callable[[Backbone, TrainingSet, Batch, TrainingConfig], Tensor] = user_losses
+    losses: Callable[[AnyBackbone, TrainingSet, Batch, TrainingConfig], Tensor] = user_losses
     device: str = "cpu"
     precision: Precision = Precision.FLOAT32
     training: TrainingConfig = TRAINING
@@ -189,7 +193,7 @@ def make_case(lengths: list[int], *, seed: int, clip: float = 0.0, single: bool 
     return dataclasses.replace(case, backbone=copy.deepcopy(backbone).float()) if single else case
 
 
-def randomise(backbone: Backbone, seed: int) -> Backbone:
+def randomise(backbone: _Module, seed: int) -> _Module:
     """Every parameter away from where it starts (a head of zeros lets no gradient through), in float64."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -37,10 +37,11 @@ from torch.nn import functional
 
 from isthmus.backbone import Backbone
 from isthmus.clients import trainer
+from isthmus.clients.engines import engine_for
 from isthmus.clients.gradients import Samples, UserGradients
 from isthmus.clients.private_optimizer import PrivateOptimizer
 from isthmus.clients.trainer import Batch, TrainingSet, user_losses
-from isthmus.config import EngineName, Precision, TrainingConfig
+from isthmus.config import DomainCompute, EngineName, Precision, TrainingConfig
 from isthmus.errors import ConfigError, EngineError
 
 
@@ -61,7 +62,7 @@ class Accumulated:
         users = case.users()
         sgd = torch.optim.SGD(backbone.parameters(), lr=1.0)
         optimizer = PrivateOptimizer(sgd, plan=PLAN, policy=policy_of(case), randomness=Silent(case.chosen))
-        with trainer.ENGINES[self.engine](backbone) as engine:
+        with engine_for(backbone, DomainCompute(engine=self.engine))(backbone) as engine:
             chosen = np.flatnonzero(case.chosen)
             for some in trainer.micro_batches(np.minimum(users.histories.lengths()[chosen], SHAPE.positions)):
                 batch = trainer.make_batch(users, chosen[some], positions=SHAPE.positions, losses=TRAINING.positions)

@@ -16,20 +16,29 @@ def doctor(
     server: Annotated[Path | None, typer.Option("--server", help="A coordinator's server.toml to look at.")] = None,
     domain: Annotated[Path | None, typer.Option("--domain", help="A domain folder to look at.")] = None,
     kit: Annotated[Path | None, typer.Option("--kit", help="A kit: whether its coordinator can be reached.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="A custom backbone to hold against its protocol, line by line.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine, and say how to mend what is not right; exit 1 if anything is not.
 
     Versions, links, telemetry switches and disk always; certificates, ports and permissions of a coordinator; files,
-    permissions, clock and connection of a business unit. Changes nothing.
+    permissions, clock and connection of a business unit; the protocol of a custom backbone. Changes nothing.
     """
-    from isthmus.doctor import examine_domain, examine_machine, examine_server  # noqa: PLC0415 - takes seconds
+    from isthmus.doctor import (  # noqa: PLC0415 - takes seconds
+        examine_backbone,
+        examine_domain,
+        examine_machine,
+        examine_server,
+    )
 
     if kit is not None and domain is None:
         raise typer.BadParameter("belongs to --domain", param_hint="--kit")
     checks = examine_machine()
     checks += examine_server(server) if server else []
     checks += examine_domain(domain, kit=kit) if domain else []
+    checks += examine_backbone(backbone) if backbone else []
     if as_json:
         stdout.print_json(json.dumps([asdict(check) for check in checks]))
     else:

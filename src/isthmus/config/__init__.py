@@ -9,6 +9,7 @@ a privacy guarantee (`PrivacyPolicy`) live in the domain's file and nowhere else
 file cannot lower them, because a coordinator's words are not covered by any signature.
 """
 
+from isthmus.config.backbone import BackboneConfig, StartingBackbone
 from isthmus.config.domain import (
     DomainCompute,
     DomainConfig,
@@ -25,7 +26,6 @@ from isthmus.config.domain import (
 from isthmus.config.federation import (
     Align,
     Augment,
-    BackboneConfig,
     Clipping,
     ComputeConfig,
     EvaluationConfig,
@@ -33,11 +33,11 @@ from isthmus.config.federation import (
     FederationConfig,
     LossName,
     OptimizerName,
-    StartingBackbone,
     Trained,
     TrainingConfig,
     UpdateFormat,
     load_federation,
+    require_trainable,
     seeded_run,
 )
 from isthmus.config.start import PublicDomain, PublicDomains, StartedFrom
@@ -75,5 +75,6 @@ __all__ = [
     "UpdateFormat",
     "load_domain",
     "load_federation",
+    "require_trainable",
     "seeded_run",
 ]

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from isthmus.config.backbone import BackboneConfig, StartingBackbone
 from isthmus.config.domain import Name
 from isthmus.config.start import StartedFrom, read_start, start_digest
-from isthmus.config.strategy import StrategyConfig
+from isthmus.config.strategy import StrategyConfig, StrategyName
 from isthmus.settings import Section, read_settings
 
 
@@ -30,50 +31,6 @@ class FeatureConfig(Section):
     encoder: str = "minilm"
     dim: Annotated[int, Field(ge=2)] | None = None
     whitening_eps: Annotated[float, Field(gt=0)] = 1e-3
-
-
-class BackboneConfig(Section):
-    """The shape of the shared sequence encoder.
-
-    Attributes:
-        width: Model width d; divisible by `heads`.
-        layers: Transformer blocks.
-        heads: Attention heads.
-        feedforward: Width of the feed-forward layer.
-        positions: Longest history the encoder sees, in items.
-        prior_items: Items of the history that make the text prior.
-        prior_decay: Weight of each older item of the prior, in (0, 1].
-    """
-
-    width: Annotated[int, Field(ge=2)] = 64
-    layers: Annotated[int, Field(ge=1)] = 2
-    heads: Annotated[int, Field(ge=1)] = 2
-    feedforward: Annotated[int, Field(ge=2)] = 128
-    positions: Annotated[int, Field(ge=2, le=1000)] = 20
-    prior_items: Annotated[int, Field(ge=1)] = 10
-    prior_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
-        return self
-
-
-class StartingBackbone(BackboneConfig):
-    """The shape of the shared sequence encoder, and what it starts from.
-
-    Attributes:
-        start: File of `isthmus pretrain`, relative to the federation file; the text prior where absent. It stays with
-            the coordinator: domains are told the shape, and what was public.
-    """
-
-    start: Annotated[str | None, Field(min_length=1, exclude_if=_is_none)] = None
-
-    @property
-    def shape(self) -> BackboneConfig:
-        """The shape alone."""
-        return BackboneConfig(**{name: getattr(self, name) for name in BackboneConfig.model_fields})
 
 
 class UpdateFormat(enum.StrEnum):
@@ -255,6 +212,23 @@ class TrainingConfig(Section):
         return self
 
 
+def require_trainable(backbone: BackboneConfig, training: TrainingConfig) -> None:
+    """Refuse to train a part of a backbone whose parts nobody has named.
+
+    Raises:
+        ValueError: If it is a custom one and anything but all of it is asked for, or a domain classifier beside it.
+    """
+    if backbone.module is None:
+        return
+    custom = f'`backbone.module = "{backbone.module}"`'
+    if training.train is not Trained.ALL:
+        raise ValueError(
+            f'{custom} needs `train = "all"` in [training]: "{training.train}" names parts of the built-in backbone'
+        )
+    if training.align is not None:
+        raise ValueError(f"`training.align` reads the built-in backbone's encoder; leave it out beside {custom}")
+
+
 class EvaluationConfig(Section):
     """How methods are compared in a simulation.
 
@@ -330,6 +304,18 @@ class FederationConfig(Section):
                 f'`training.align` needs a mean over domains, and `strategy.name = "{self.strategy.name}"` leaves out '
                 "what differs, which is what each domain says of itself; use another strategy, or leave `align` out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _custom_backbone_fits(self) -> Self:
+        require_trainable(self.backbone, self.training)
+        custom = f'`backbone.module = "{self.backbone.module}"`'
+        if self.backbone.module is not None and self.strategy.name is StrategyName.FEDDF:
+            raise ValueError(
+                f'`strategy.name = "feddf"` predicts with the built-in backbone; choose another beside {custom}'
+            )
+        if self.backbone.module is not None and self.backbone.start is not None:
+            raise ValueError(f"`backbone.start` is a built-in backbone; leave it out beside {custom}")
         return self
 
     def domain_folders(self) -> tuple[Path, ...]:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone, shared_parameters, trained_parameters
+from isthmus.backbone import shared_parameters, trained_parameters
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import DomainData
 from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.local_training import BATCH, EPOCHS, LEARNING_RATE, PATIENCE
 from isthmus.clients.trainer import TrainingSet, make_batch, user_losses
 from isthmus.config import BackboneConfig, Trained, TrainingConfig
+from isthmus.custom_backbone import AnyBackbone, make_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Centralised:
         gain: In mean validation NDCG@10, each domain counted alike, over the untrained one; at least 0.
     """
 
-    backbone: Backbone
+    backbone: AnyBackbone
     passes: int
     gain: float
 
@@ -74,7 +75,7 @@ def train_centralised(  # noqa: PLR0913 - keyword-only
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = Backbone(pool[0].users.features.shape[1], backbone_config)
+        backbone = make_backbone(pool[0].users.features.shape[1], backbone_config)
     generator = np.random.default_rng(seed)
     prior = _value(backbone, pool)
     best, best_value, best_pass = copy.deepcopy(backbone), prior, 0
@@ -98,7 +99,7 @@ def train_centralised(  # noqa: PLR0913 - keyword-only
     return Centralised(backbone=best.requires_grad_().eval(), passes=best_pass, gain=best_value - prior)
 
 
-def _value(backbone: Backbone, pool: Sequence[Pooled]) -> float:
+def _value(backbone: AnyBackbone, pool: Sequence[Pooled]) -> float:
     """Mean over domains of mean validation NDCG@10, exact; domains without a validation item left out."""
     each = [validation_ndcg(BackboneScorer(backbone, part.users.features), part.data) for part in pool]
     means = [float(ndcg.mean()) for ndcg in each if len(ndcg)]

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import isthmus
-from isthmus.backbone import Backbone
 from isthmus.backbone_file import ShippedBackbone, load_backbone, save_backbone
 from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.trainer import make_training_set
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.errors import ConfigError, DataError, PolicyRefused, Refused
 from isthmus.report import study as report
 from isthmus.report.result import read_result
@@ -159,7 +159,7 @@ def _one_run(  # noqa: PLR0913 - the parts of a run
     taking_part = {domain.name: open_domain_data(domain) for domain in simulation.domains}
     finished = Trained(name=name, domains=taking_part, seed=seed, folder=simulation.out)
     jobs = [job for job in scenario.jobs(study, finished) if len(job.task.users)]
-    pooled: Backbone | None = None
+    pooled: AnyBackbone | None = None
     measured = []
     for job in jobs:
         file = simulation.out / "measured" / f"{job.domain}-{job.short}.safetensors"
@@ -191,7 +191,7 @@ def _ceiling(  # noqa: PLR0913 - keyword-only
     seed: int,
     out: Path,
     watcher: Watcher,
-) -> Backbone:
+) -> AnyBackbone:
     """The backbone that is trained on everything in one place; kept in the run's folder."""
     file = out / "centralised-NOT-PRIVATE.safetensors"
     if file.exists():

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import Backbone
 from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.blend import Blend, Signal, Signals
@@ -33,6 +32,7 @@ from isthmus.clients.head import (
     shrink,
 )
 from isthmus.clients.scorers import Scorer
+from isthmus.custom_backbone import AnyBackbone
 from isthmus.simulation.measuring import OncePerChunk
 
 LOCAL = ("popularity", "item_cf", "text_knn", "text_item_cf", "local_backbone", "local_only")
@@ -59,7 +59,7 @@ class Known:
 
 
 def methods_of(
-    known: Known, *, shipped: ShippedBackbone, head: Path, seed: int, centralised: Backbone | None = None
+    known: Known, *, shipped: ShippedBackbone, head: Path, seed: int, centralised: AnyBackbone | None = None
 ) -> dict[str, Scorer]:
     """Every method by name, local ones first.
 

@@ -27,6 +27,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone, save_backbone
+from isthmus.clients.admission import require_admitted
 from isthmus.clients.vault import Vault
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation, seeded_run
 from isthmus.durable import write_durably
@@ -92,6 +93,7 @@ class NoiseFreeDomain(Vault):
             Refused: If the policy is against it, or the request cannot be answered.
         """
         require_allowed(self.config)
+        require_admitted(request.recipe, self.policy, self.config.compute)
         shared = self._shared(request)
         layers = shared if kind is Kind.UPDATE else ()
         self.policy.check_request(kind=kind.value, layers=layers, coordinator=request.coordinator)

@@ -9,8 +9,8 @@ heads, which are fitted in this process after the last round whatever the backen
 
 from collections.abc import Sequence
 
-from isthmus.backbone import Backbone
 from isthmus.config import DomainConfig, FederationConfig
+from isthmus.custom_backbone import make_backbone
 from isthmus.features import encoder_dim
 
 _EACH = 0.9e-9
@@ -26,7 +26,8 @@ _WORTH_SAYING = 60.0  # seconds that another backend must save before an in-proc
 
 def work_of(federation: FederationConfig, domains: Sequence[DomainConfig]) -> list[float]:
     """CPU-seconds that one round of training takes in each domain, at most, on one core."""
-    backbone = Backbone(federation.features.dim or encoder_dim(federation.features.encoder), federation.backbone.shape)
+    features = federation.features.dim or encoder_dim(federation.features.encoder)
+    backbone = make_backbone(features, federation.backbone.shape)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     return [
         _EACH

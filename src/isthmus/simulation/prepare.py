@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from isthmus.clients.backbone_check import require_protocol
 from isthmus.config import DomainConfig, FederationConfig, load_domain, load_federation, seeded_run
+from isthmus.custom_backbone import require_installed
 from isthmus.durable import write_durably
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused, RunError
+from isthmus.features import encoder_dim
 from isthmus.privacy.entries import LedgerEntry
 from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.plan import plan_for
@@ -84,12 +87,13 @@ def prepare(
         backend: `in-process`, or `ray` for many cores.
 
     Raises:
-        ConfigError: If a file is wrong.
+        ConfigError: If a file is wrong, or a custom backbone is not installed here or breaks its protocol.
         RunError: If the folder holds another run, or this machine allows too few open files for so many domains.
         BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
         Refused: If a domain's policy is against the run. Each refusal is in the ledger of the domain that it is about.
     """
     federation = load_federation(file)
+    require_installed(federation.backbone)
     if seed is not None:
         federation = federation.model_copy(update={"seed": seed})
     if rounds is not None and rounds < 1:
@@ -118,6 +122,10 @@ def prepare(
         backend=backend,
     )
     notes = _require_room(simulation)
+    if federation.backbone.module is not None:
+        features = federation.features.dim or encoder_dim(federation.features.encoder)
+        for domain in domains:
+            require_protocol(federation.backbone.shape, features, domain.compute)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     backend_note = ray_note(federation, domains, rounds=simulation.rounds, backend=backend, cores=cores)
     return replace(simulation, notes=(*notes, backend_note) if backend_note else tuple(notes))
@@ -158,6 +166,7 @@ def _require_room(simulation: Simulation) -> list[str]:
         ledger = Ledger(path, name=domain.name)
         try:
             rules.check_plan(plan, clip=policy.clip, private=simulation.private)
+            rules.check_backbone(simulation.federation.backbone.module)
             asked = [
                 *((Kind.UPDATE, n, plan.update_event(policy.steps_per_round)) for n in range(1, simulation.rounds + 1)),
                 *(

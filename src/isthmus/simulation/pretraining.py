@@ -46,6 +46,8 @@ def pretrain(file: Path, *, out: Path, passes: int, watcher: Watcher) -> Origin:
         - What is written scores above the text prior on the domains' validation items.
     """
     federation = load_federation(file)
+    if federation.backbone.module is not None:
+        raise ConfigError(f"{file}: `backbone.module`: what is trained here is the built-in backbone; leave it out")
     domains = tuple(load_domain(folder) for folder in federation.domain_folders())
     _require_sense(file, out=out, passes=passes, started=federation.backbone.start is not None)
     for domain in domains:

@@ -1,0 +1,151 @@
+"""The example backbone takes part in a federation from end to end, through the commands that people use."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.cli.called import Caller
+from tests.conftest import TinyFederation
+from tests.custom_backbones import MUTANTS, example_entry_points, installed
+
+from isthmus.backbone_file import load_backbone
+from isthmus.clients.audit.targets import attacks, target_of
+from isthmus.clients.backbone_check import require_protocol
+from isthmus.demo import write_demo
+from isthmus.errors import PolicyRefused
+from isthmus.privacy.reading import read_ledger
+from isthmus.report.result import read_result
+
+RULES = (
+    'approved_by = "Ada"\napproved_on = 2026-01-31\n\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n\n'
+    '[allow]\nbackbones = ["gru4rec", "foreseeing"]\n'
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The example and a mutant, installed."""
+    mutant, _ = MUTANTS["foreseeing"]
+    names = {**example_entry_points(), "foreseeing": f"tests.custom_backbones:{mutant.__name__}"}
+    place = installed(tmp_path / "site", names)
+    monkeypatch.syspath_prepend(str(place))
+    yield place
+    require_protocol.cache_clear()
+
+
+@pytest.fixture
+def isthmus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+    """The command."""
+    return Caller(monkeypatch, capsys)
+
+
+def custom(file: Path, module: str = "gru4rec", *, allowed: bool = True) -> Path:
+    """A federation whose file names a custom backbone, and whose domains allow it."""
+    file.write_text(file.read_text().replace("[backbone]\n", f'[backbone]\nmodule = "{module}"\n'))
+    for domain in file.parent.glob("*/domain.toml") if allowed else ():
+        (domain.parent / "policy.toml").write_text(RULES)
+    return file
+
+
+def test_a_federation_is_trained_with_the_example(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """Every round comes in, the same seed gives the same bytes, the books hold, and somebody is served."""
+    file = custom(tiny_federation())
+    for out in ("a", "b"):
+        assert isthmus("simulate", file, "--out", tmp_path / out).code == 0
+    result = read_result(tmp_path / "a" / "result.json")
+    assert [domain.rounds_charged for domain in result.domains.values()] == [4, 4]
+    tensors = load_file(tmp_path / "a" / "backbone.safetensors")
+    assert {name.partition(".")[0] for name in tensors} == {"gru4rec", "whitening"}
+    first, second = ((tmp_path / out / "backbone.safetensors").read_bytes() for out in "ab")
+    assert first == second
+    books = read_ledger(tmp_path / "a" / "ledgers" / "books.db")
+    assert (books.findings, books.refusals) == ((), ())
+    assert '"backbones":["gru4rec","foreseeing"]' in books.policies[0].text
+    checkpoint = load_file(tmp_path / "a" / "checkpoint.safetensors")
+    moved = [name for name in checkpoint if name.endswith("gru4rec.head.weight")]
+    assert any(np.abs(checkpoint[name]).max() > 0 for name in moved)
+    served = isthmus("recommend", "--run", tmp_path / "a", "--domain", "books", "--user", "books-user-003")
+    assert served.code == 0
+    assert "books-" in served.out
+    assert isthmus("audit", tmp_path / "a").code in (0, 1)  # 1: seeded noise is a finding
+
+
+def test_where_it_is_not_installed_serving_says_so(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """`recommend`, `fit` and a new run: exit 2, the module and the way out."""
+    run = tmp_path / "run"
+    file = custom(tiny_federation())
+    assert isthmus("simulate", file, "--out", run, "--rounds", 1).code == 0
+    (site / "site-1.0.dist-info" / "entry_points.txt").write_text("")
+    ledger, domain = run / "ledgers" / "books.db", file.parent / "books"
+    for words in (
+        ("recommend", "--run", run, "--domain", "books", "--user", "books-user-003"),
+        ("fit", domain, "--ledger", ledger, "--out", tmp_path / "serving"),
+        ("simulate", file, "--out", tmp_path / "again"),
+    ):
+        said = isthmus(*words)
+        assert said.code == 2, words
+        assert "custom backbone 'gru4rec' is not installed here" in said.err
+        assert "docs/backbone.md" in said.err
+
+
+def test_a_run_that_no_policy_allows_does_not_start(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """Each domain refuses, in its own books; exit 1."""
+    said = isthmus("simulate", custom(tiny_federation(), allowed=False), "--out", tmp_path / "run")
+    assert said.code == 1
+    assert said.err.count("refuses custom backbone gru4rec: rule `backbones` says only the built-in one") == 2
+    for name in ("books", "games"):
+        (line,) = read_ledger(tmp_path / "run" / "ledgers" / f"{name}.db").refusals
+        assert (line.rule, line.kind) == ("backbones", "run")
+
+
+def test_a_run_with_a_broken_backbone_does_not_start(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """It looks at what it is to predict: exit 2, with the line of the protocol."""
+    said = isthmus("simulate", custom(tiny_federation(), "foreseeing"), "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "custom backbone 'foreseeing' breaks its protocol, line `causal`" in said.err
+
+
+def test_the_doctor_says_which_line_is_broken(site: Path, isthmus: Caller) -> None:
+    """Exit 1, and MEND at that line."""
+    said = isthmus("doctor", "--backbone", "foreseeing")
+    assert said.code == 1
+    assert "MEND  foreseeing: causal" in said.out
+    assert "ok    foreseeing: gradients" in said.out
+
+
+def test_an_audit_attacks_the_custom_backbone(site: Path, tiny_federation: TinyFederation) -> None:
+    """Through a vault of made-up users, if the domain's policy allows its code; else it is refused."""
+    file = custom(tiny_federation(domains={"books": 40}))
+    with target_of([file.parent]) as target:
+        (planted,) = (attack for attack in attacks(target, seed=1) if attack.name == "planted")
+        (canaries,) = (attack for attack in attacks(target, seed=1) if attack.name == "canaries")
+        assert all(check.passed for check in canaries.run().checks)
+        evidence = planted.run()
+        assert any(tensor.name.startswith("gru4rec.") for tensor in evidence.noise)
+        assert all(check.passed for check in evidence.checks)
+        (file.parent / "books" / "policy.toml").unlink()
+        with pytest.raises(PolicyRefused, match="custom backbone gru4rec"):
+            attacks(target)
+
+
+@pytest.mark.slow
+def test_the_example_helps_in_the_demo(site: Path, isthmus: Caller, tmp_path: Path) -> None:
+    """Twelve seeded rounds: what docs/backbone.md says of it."""
+    file = custom(write_demo(tmp_path / "demo"))
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert isthmus("simulate", file, "--out", tmp_path / "run").code == 0
+    result = read_result(tmp_path / "run" / "result.json")
+    assert result.federation.rounds == 12
+    shipped = load_backbone(tmp_path / "run" / "backbone.safetensors")
+    assert shipped.round == 12
