@@ -2,111 +2,40 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from tests.clients.vaults import (
+    ITEMS,
+    ONE_ROUND,
+    Opener,
+    assert_nothing_happened,
+    decoded,
+    look,
+    retrained,
+    same,
+)
 from tests.conftest import TinyDomain
 
-from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients import vault as module
-from isthmus.clients.backbone_scorer import BackboneScorer
-from isthmus.clients.evaluation import validation_ndcg
 from isthmus.clients.vault import Vault
 from isthmus.config import (
     Align,
     Augment,
-    BackboneConfig,
     Clipping,
-    FeatureConfig,
     OptimizerName,
-    PublicDomain,
-    StartedFrom,
     Trained,
-    TrainingConfig,
     UpdateFormat,
     load_domain,
 )
-from isthmus.encoding import DTYPES, Encoded, decode
-from isthmus.errors import BudgetExhausted, ConfigError, Refused
-from isthmus.features import Whitening, encode_texts, fit_whitening, own_axes, text_moments
-from isthmus.packing import arrays_digest
+from isthmus.encoding import DTYPES
+from isthmus.errors import BudgetExhausted, Refused
 from isthmus.privacy.accounting import encode_event
 from isthmus.privacy.gate import Payload, Release
 from isthmus.privacy.ledger import Ledger
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest
-
-USERS, ITEMS = 24, 16
-FEATURES = FeatureConfig(encoder="hash:64")
-SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
-TRAINING = TrainingConfig(train=Trained.ALL, learning_rate=0.5, rivals=10)
-
-ONE_ROUND = {"rounds": 1, "evaluations": 0}
-
-Opener = Callable[..., Vault]
-
-
-@pytest.fixture
-def open_vault(tmp_path: Path) -> Opener:
-    """Open a vault: `at` names its folder, so that the same words open the same ledger again."""
-    return lambda at="one", seed=7, **changes: opened(tmp_path, at, seed, changes)
-
-
-def opened(root: Path, at: str, seed: int | None, changes: dict[str, Any]) -> Vault:
-    folder = root / at / "books"
-    if not folder.exists():
-        name = changes.pop("name", "books")
-        TinyDomain(root / at)(name="books", users=USERS, items=ITEMS, **changes)
-        file = folder / "domain.toml"
-        file.write_text(file.read_text().replace('name = "books"', f'name = "{name}"'))
-    config = load_domain(folder)
-    return Vault(config, ledger=Ledger(config.ledger_path), seed=seed, cache=root / f"cache-{at}")
-
-
-@pytest.fixture(scope="module")
-def request_one(tmp_path_factory: pytest.TempPathFactory) -> RoundRequest:
-    """Round 1 of run `r`, with an untrained backbone and a whitening."""
-    encoded = encode_texts(
-        [f"item {number}" for number in range(20)], FEATURES.encoder, cache_dir=tmp_path_factory.mktemp("texts")
-    )
-    whitening = fit_whitening([text_moments(encoded)], eps=1e-3, dim=8)
-    arrays: Arrays = {"mean": whitening.mean, "matrix": whitening.matrix}
-    recipe = Recipe(features=FEATURES, backbone=SHAPE, training=TRAINING, whitening=arrays_digest(arrays).hex())
-    parameters = shared_parameters(Backbone(8, SHAPE))
-    return RoundRequest(
-        run="r",
-        round=1,
-        recipe=recipe,
-        arrays={name: parameter.detach().numpy().copy() for name, parameter in parameters.items()},
-        whitening=arrays,
-    )
-
-
-def retrained(request: RoundRequest, **changes: Any) -> RoundRequest:
-    """The request with other training settings."""
-    training = request.recipe.training.model_copy(update=changes)
-    return dataclasses.replace(request, recipe=request.recipe.model_copy(update={"training": training}))
-
-
-def assert_nothing_happened(vault: Vault) -> None:
-    """No charge, no table opened."""
-    assert list(vault.ledger.entries()) == []
-    assert "data" not in vars(vault)
-
-
-def same(first: Release, second: Release) -> bool:
-    """Equal to the last bit."""
-    return first.payload.values == second.payload.values and arrays_digest(first.payload.arrays) == arrays_digest(
-        second.payload.arrays
-    )
-
-
-def decoded(release: Release) -> Arrays:
-    """The update in a release, as the server will read it."""
-    return decode(Encoded(arrays=release.payload.arrays, scales=release.payload.values))
+from isthmus.records import Arrays, Kind, RoundRequest
 
 
 def test_an_update_is_charged_as_the_domains_own_policy_says(open_vault: Opener, request_one: RoundRequest) -> None:
@@ -218,14 +147,6 @@ def test_the_charge_is_on_disk_before_training_starts(
     assert vault.release(Kind.UPDATE, request_one).payload.arrays
     assert look(vault) == [("r", 1, "update", True)]
     assert vault.epsilon() == spent
-
-
-def look(vault: Vault) -> list[tuple[str, int, str, bool]]:
-    """What another reader finds in the ledger's file."""
-    other = Ledger(vault.ledger.path)
-    found = [(entry.run, entry.round, entry.kind, entry.released) for entry in other.entries()]
-    other.close()
-    return found
 
 
 def test_a_repeated_request_gets_the_same_bytes_for_one_charge(open_vault: Opener, request_one: RoundRequest) -> None:
@@ -340,297 +261,6 @@ def test_rounding_looks_at_the_noisy_update_and_nothing_else(
     """Post-processing: what the noise let through decides every byte. A vault that peeks is caught."""
     assert not depends_on_data(Vault, tmp_path / "real", request_one, monkeypatch)
     assert depends_on_data(CountingVault, tmp_path / "mutant", request_one, monkeypatch)
-
-
-def stepped(request: RoundRequest, round_: int) -> tuple[RoundRequest, RoundRequest]:
-    """The next round's question after a step of 0.25 everywhere: as a change, and with everything sent along."""
-    shared = request.arrays
-    moved = {name: array + np.float32(0.25) for name, array in shared.items()}
-    change = Encoded(
-        arrays={name: np.ones(array.shape, np.int8) for name, array in shared.items()},
-        scales=dict.fromkeys(shared, 0.25),
-    )
-    whole = dataclasses.replace(request, round=round_, arrays=moved)
-    base, after = arrays_digest(shared).hex(), arrays_digest(moved).hex()
-    return dataclasses.replace(
-        whole, arrays=change.arrays, scales=change.scales, base=base, parameters=after, whitening={}
-    ), whole
-
-
-def test_a_change_of_parameters_is_the_same_question_as_all_of_them(
-    open_vault: Opener, request_one: RoundRequest
-) -> None:
-    """Sent as a change, then not at all, then whole, to a vault that was started again in between: one answer each."""
-    change, whole = stepped(request_one, 2)
-    vault = open_vault(seed=None)
-    vault.release(Kind.UPDATE, request_one)
-    vault.close()
-    vault = open_vault(seed=None)
-    release = vault.release(Kind.METRIC, change)
-    known = dataclasses.replace(change, base=change.parameters, arrays={}, scales={})
-    assert same(vault.release(Kind.METRIC, known), release)
-    assert same(vault.release(Kind.METRIC, whole), release)
-    update = vault.release(Kind.UPDATE, known)
-    assert same(vault.release(Kind.UPDATE, whole), update)
-    assert len(list(vault.ledger.entries())) == 3
-
-
-def test_parameters_that_a_vault_does_not_have_are_refused_unpaid(
-    open_vault: Opener, request_one: RoundRequest
-) -> None:
-    """It asks for them; whole, they are taken. So are those that were damaged on its disk."""
-    change, whole = stepped(request_one, 1)
-    vault = open_vault()
-    with pytest.raises(Refused, match="not known here; send them along"):
-        vault.release(Kind.UPDATE, change)
-    assert_nothing_happened(vault)
-    vault.release(Kind.UPDATE, dataclasses.replace(whole))
-    (file,) = vault.ledger.path.parent.glob("parameters/*/*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(Refused, match="not known here; send them along"):
-        vault.release(Kind.UPDATE, dataclasses.replace(whole, round=2, base=file.stem, parameters=file.stem, arrays={}))
-
-
-@pytest.mark.parametrize(
-    "what", ["another step", "a surplus tensor", "a tensor less", "a bad scale", "whole but encoded"]
-)
-def test_a_change_that_does_not_make_the_named_parameters_is_refused_unpaid(
-    open_vault: Opener, request_one: RoundRequest, what: str
-) -> None:
-    """Only the digest is signed, so what came must hash to it."""
-    vault = open_vault()
-    vault.release(Kind.UPDATE, request_one)
-    change, _ = stepped(request_one, 2)
-    name = next(iter(change.arrays))
-    bent, words = {
-        "another step": (dataclasses.replace(change, scales={**change.scales, name: 0.5}), "does not make"),
-        "a surplus tensor": (
-            dataclasses.replace(change, arrays={**change.arrays, "x": np.ones(2, np.float32)}),
-            "does not make",
-        ),
-        "a tensor less": (
-            dataclasses.replace(
-                change,
-                arrays={key: array for key, array in change.arrays.items() if key != name},
-                scales={key: scale for key, scale in change.scales.items() if key != name},
-            ),
-            "does not make",
-        ),
-        "a bad scale": (dataclasses.replace(change, scales={**change.scales, name: np.inf}), "must be in"),
-        "whole but encoded": (dataclasses.replace(change, base="", parameters=""), "is a difference"),
-    }[what]
-    with pytest.raises(Refused, match=words):
-        vault.release(Kind.UPDATE, bent)
-    assert len(list(vault.ledger.entries())) == 1
-
-
-def test_parameters_that_are_sent_along_do_not_fill_the_disk(open_vault: Opener, request_one: RoundRequest) -> None:
-    """The latest ones are kept."""
-    vault = open_vault()
-    for number in range(module.MOST_PARAMETERS + 3):
-        moved = {name: array + np.float32(number) for name, array in request_one.arrays.items()}
-        vault.release(Kind.METRIC, dataclasses.replace(request_one, arrays=moved, run=f"r{number}"))
-    kept = {file.stem for file in vault.ledger.path.parent.glob("parameters/*/*")}
-    assert len(kept) == module.MOST_PARAMETERS
-    assert arrays_digest(moved).hex() in kept
-
-
-@pytest.mark.parametrize("digest", ["0" * 64, "", "../../../etc/passwd", "A" * 64, "é" * 64])
-def test_an_unknown_whitening_is_refused_unpaid(open_vault: Opener, request_one: RoundRequest, digest: str) -> None:
-    """Not sent and not kept, or a name that is no digest (and so no file name)."""
-    vault = open_vault()
-    recipe = request_one.recipe.model_copy(update={"whitening": digest})
-    with pytest.raises(Refused, match="whitening"):
-        vault.release(Kind.UPDATE, dataclasses.replace(request_one, recipe=recipe, whitening={}))
-    assert_nothing_happened(vault)
-
-
-def test_whitenings_that_are_sent_along_do_not_fill_the_disk(open_vault: Opener, request_one: RoundRequest) -> None:
-    """Whoever may ask can send any number; the latest are kept, and the one in use is among them."""
-    vault = open_vault()
-    for number in range(module.MOST_WHITENINGS + 5):
-        arrays = {name: array + np.float32(number) for name, array in request_one.whitening.items()}
-        recipe = request_one.recipe.model_copy(update={"whitening": arrays_digest(arrays).hex()})
-        bad = {"not": np.zeros(1, np.float32)}
-        with pytest.raises(Refused, match="parameters"):  # before anything is charged or computed
-            vault.release(Kind.UPDATE, dataclasses.replace(request_one, whitening=arrays, recipe=recipe, arrays=bad))
-    kept = list((vault._cache / "whitening").glob("*.safetensors"))
-    assert len(kept) == module.MOST_WHITENINGS
-    assert recipe.whitening in {file.stem for file in kept}
-    assert_nothing_happened(vault)
-
-
-@pytest.mark.parametrize("wrong", ["other", "not finite", "missing", "flat", "lengths", "nothing kept"])
-def test_a_whitening_that_is_not_one_is_refused_unpaid(
-    open_vault: Opener, request_one: RoundRequest, wrong: str
-) -> None:
-    """Other values than the recipe names, NaN, a missing part, or shapes that do not fit, under a correct digest."""
-    mean, matrix = request_one.whitening["mean"], request_one.whitening["matrix"]
-    arrays = {
-        "other": {"mean": mean + 1, "matrix": matrix},
-        "not finite": {"mean": np.full_like(mean, np.nan), "matrix": matrix},
-        "missing": {"matrix": matrix},
-        "flat": {"mean": mean, "matrix": matrix[:, 0]},
-        "lengths": {"mean": mean[1:], "matrix": matrix},
-        "nothing kept": {"mean": mean, "matrix": matrix[:, :0]},
-    }[wrong]
-    request = dataclasses.replace(request_one, whitening=arrays)
-    if wrong != "other":
-        recipe = request_one.recipe.model_copy(update={"whitening": arrays_digest(arrays).hex()})
-        request = dataclasses.replace(request, recipe=recipe)
-    vault = open_vault()
-    with pytest.raises(Refused, match="whitening"):
-        vault.release(Kind.UPDATE, request)
-    assert_nothing_happened(vault)
-
-
-def test_a_catalogue_that_is_not_public_is_not_spoken_of(open_vault: Opener, request_one: RoundRequest) -> None:
-    """Its moments are refused unread, and no round is charged for it either."""
-    vault = open_vault(public=False)
-    with pytest.raises(Refused, match=r"items\.public"):
-        vault.release(Kind.CATALOGUE, request_one)
-    assert_nothing_happened(vault)
-    with pytest.raises(ConfigError, match=r"items\.public"):
-        vault.release(Kind.UPDATE, request_one)
-    assert_nothing_happened(vault)
-
-
-def test_the_catalogues_moments_cost_nothing_and_are_written_down(
-    open_vault: Opener, request_one: RoundRequest
-) -> None:
-    """They are a function of public text: epsilon stays 0, the ledger has the line."""
-    vault = open_vault()
-    payload = vault.release(Kind.CATALOGUE, dataclasses.replace(request_one, round=0)).payload
-    moments = text_moments(vault.encoded(FEATURES.encoder))
-    assert payload.values == {"count": ITEMS}
-    np.testing.assert_allclose(payload.arrays["mean"], moments.mean, rtol=1e-6)
-    np.testing.assert_allclose(payload.arrays["second"], moments.second, rtol=1e-6)
-    assert look(vault) == [("r", 0, "catalogue", True)]
-    assert vault.epsilon() == 0
-
-
-def test_an_evaluation_leaves_as_two_noisy_sums(open_vault: Opener, request_one: RoundRequest) -> None:
-    """Charged as one Gaussian event of the policy's multiplier; an untrained backbone gains nothing but noise."""
-    vault = open_vault()
-    release = vault.release(Kind.METRIC, request_one)
-    assert encode_event(release.entry.event) == encode_event(vault.plan.metric_event)
-    assert release.payload.values.keys() == {"gain", "users", "noise_stddev"}
-    stddev = release.payload.values["noise_stddev"]
-    assert stddev == pytest.approx(10.0 * 2**0.5)
-    assert 0 < abs(release.payload.values["gain"]) < 6 * stddev
-    assert 0 < abs(release.payload.values["users"] - USERS) < 6 * stddev
-
-
-def begun(request: RoundRequest) -> RoundRequest:
-    """The same request of a run that says that it began with something trained in the open."""
-    start = StartedFrom(digest="ab" * 32, domains=(PublicDomain(name="there", users=9, fingerprint="cd" * 32),))
-    return dataclasses.replace(request, recipe=request.recipe.model_copy(update={"start": start}))
-
-
-def test_a_gain_over_the_prior_is_one_over_what_the_domain_has_by_itself(
-    open_vault: Opener, request_one: RoundRequest
-) -> None:
-    """In axes of others' texts the prior is worse than in its own; a run that has such axes gains nothing by that."""
-    head = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-    request = dataclasses.replace(request_one, arrays={**request_one.arrays, "head.weight": head})
-    plain, started = open_vault("one"), open_vault("two")
-    exact = {}
-    whitening = Whitening(mean=request.whitening["mean"], matrix=request.whitening["matrix"])
-    encoded = plain.encoded(FEATURES.encoder)
-    for name, axes in (("pooled", whitening), ("own", own_axes(whitening, encoded))):
-        scorer = BackboneScorer(Backbone(8, SHAPE), torch.from_numpy(axes.apply(encoded)))
-        exact[name] = float(validation_ndcg(scorer, plain.data).sum())
-    assert exact["pooled"] != exact["own"]
-    # The noise is the same: it follows from seed, name, run, round and kind.
-    gains = [
-        vault.release(Kind.METRIC, asked).payload.values["gain"]
-        for vault, asked in ((plain, request), (started, begun(request)))
-    ]
-    assert gains[0] - gains[1] == pytest.approx(exact["own"] - exact["pooled"], abs=1e-6)
-
-
-def test_a_ledger_says_what_a_run_began_with_before_it_is_charged(
-    open_vault: Opener, request_one: RoundRequest
-) -> None:
-    """Once; not for what takes nothing from a user, and not where the budget is gone. It is part of the request."""
-    vault = open_vault(privacy=ONE_ROUND)
-    assert begun(request_one).digest(Kind.UPDATE) != request_one.digest(Kind.UPDATE)
-    asked = dataclasses.replace(begun(request_one), round=0, arrays={}, whitening={})
-    vault.release(Kind.CATALOGUE, asked)
-    vault.release(Kind.UPDATE, begun(request_one))
-    for run in ("s", "t"):
-        with pytest.raises(BudgetExhausted):
-            vault.release(Kind.UPDATE, dataclasses.replace(begun(request_one), run=run))
-    lines = [vault.ledger.chain.read(link) for link in vault.ledger.chain.links()]
-    said = [(line.type, getattr(line, "run", "")) for line in lines if line.type in {"started", "charged"}]
-    assert said == [("charged", "r"), ("started", "r"), ("charged", "r")]
-
-
-def moved(request: RoundRequest, seed: int) -> Arrays:
-    """A head of other numbers, so that the backbone ranks otherwise."""
-    shape = request.arrays["head.weight"].shape
-    return {"head.weight": np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)}
-
-
-def test_an_evaluation_may_be_against_parameters_that_come_along(open_vault: Opener, request_one: RoundRequest) -> None:
-    """The difference of the two against the text prior, under the same noise; one charge of the same event."""
-    ours = dataclasses.replace(request_one, arrays=request_one.arrays | moved(request_one, 1))
-    theirs = dataclasses.replace(request_one, arrays=request_one.arrays | moved(request_one, 2))
-    compared = dataclasses.replace(ours, reference=moved(request_one, 2))
-    found = {}
-    for name, request in (("ours", ours), ("theirs", theirs), ("compared", compared), ("prior", request_one)):
-        vault = open_vault(name)
-        release = vault.release(Kind.METRIC, request)
-        found[name] = release.payload.values
-        assert encode_event(release.entry.event) == encode_event(vault.plan.metric_event)
-        assert look(vault) == [("r", 1, "metric", True)]
-    noise = found["prior"]["gain"]
-    gains = {name: values["gain"] - noise for name, values in found.items()}
-    assert gains["ours"] != gains["theirs"]
-    assert gains["compared"] == pytest.approx(gains["ours"] - gains["theirs"], abs=1e-9)
-    assert len({values["noise_stddev"] for values in found.values()}) == 1
-
-
-def test_one_round_answers_one_of_an_evaluation_and_a_comparison(open_vault: Opener, request_one: RoundRequest) -> None:
-    """They are one kind of release, so a second one of a round is another request, and refused."""
-    vault = open_vault()
-    vault.release(Kind.METRIC, request_one)
-    with pytest.raises(Refused, match="round 1"):
-        vault.release(Kind.METRIC, dataclasses.replace(request_one, reference=moved(request_one, 2)))
-    assert len(look(vault)) == 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "reference", "privacy", "words"),
-    [
-        (Kind.UPDATE, {"head.weight": np.zeros((8, 8), np.float32)}, {}, "a reference belongs to an evaluation"),
-        (Kind.METRIC, {"head.weight": np.zeros((8, 9), np.float32)}, {}, "of shape"),
-        (Kind.METRIC, {"head.weight": np.full((8, 8), np.nan, np.float32)}, {}, "must be finite"),
-        (Kind.METRIC, {"tail.weight": np.zeros((8, 8), np.float32)}, {}, "not those of its recipe"),
-        (Kind.METRIC, {"head.weight": np.zeros((8, 8), np.float32)}, ONE_ROUND, "releases no evaluations"),
-    ],
-)
-def test_a_reference_that_is_none_is_refused_unpaid(  # noqa: PLR0917 - cases
-    open_vault: Opener,
-    request_one: RoundRequest,
-    kind: Kind,
-    reference: Arrays,
-    privacy: dict[str, float],
-    words: str,
-) -> None:
-    """Before any table is opened; a domain that plans no evaluations answers no comparison either."""
-    vault = open_vault(privacy=privacy)
-    with pytest.raises(Refused, match=words):
-        vault.release(kind, dataclasses.replace(request_one, reference=reference))
-    assert_nothing_happened(vault)
-
-
-def test_a_policy_without_evaluations_releases_none(open_vault: Opener, request_one: RoundRequest) -> None:
-    """Zero is a limit like any other."""
-    vault = open_vault(privacy=ONE_ROUND)
-    with pytest.raises(Refused, match="evaluations"):
-        vault.release(Kind.METRIC, request_one)
-    assert_nothing_happened(vault)
 
 
 def test_seeded_vaults_repeat_each_other_and_say_that_they_are_not_private(
