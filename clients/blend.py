@@ -6,7 +6,7 @@
     ranks = rank_blends(signals, {"text": {Signal.TEXT: 1.0}, ...}, data.before_test, users, data.test[users])
 
 Signals are fitted on `train` to choose weights and again on `before_test` to serve; weights carry over because
-every signal is scaled user by user. Item-CF and popularity learn from histories without noise, so a blend is as
+every signal is scaled user by user. Item-CF, transitions and popularity learn from histories without noise, so a blend is as
 private as a head: it never leaves the domain. Which weights to take is the business of `isthmus.clients.head`.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.clients.data import Histories
-from isthmus.clients.scorers import ItemCf, Popularity, Scorer, TextNeighbours, chunk_users
+from isthmus.clients.scorers import ItemCf, Popularity, Scorer, TextNeighbours, Transitions, chunk_users
 from isthmus.metrics import rank_targets
 
 Name = TypeVar("Name", bound=Hashable)
@@ -33,6 +33,7 @@ class Signal(enum.StrEnum):
     BACKBONE = "backbone"
     LOCAL_BACKBONE = "local_backbone"
     ITEM_CF = "item_cf"
+    TRANSITIONS = "transitions"
     POPULARITY = "popularity"
 
 
@@ -95,6 +96,7 @@ class Signals:
         scorers: dict[Signal, Scorer] = {
             Signal.TEXT: TextNeighbours(features=features),
             Signal.ITEM_CF: ItemCf.fit(histories, items=items),
+            Signal.TRANSITIONS: Transitions.fit(histories, items=items),
             Signal.POPULARITY: Popularity.fit(histories, items=items),
         }
         if backbone is not None:

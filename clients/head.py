@@ -146,7 +146,7 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
     users = np.flatnonzero(data.validation >= 0)
     if len(users) > MAX_USERS:
         users = np.sort(np.random.default_rng(seed).choice(users, MAX_USERS, replace=False))
-    local = [Signal.TEXT, Signal.ITEM_CF, Signal.POPULARITY]
+    local = [Signal.TEXT, Signal.TRANSITIONS, Signal.POPULARITY]
     if local_backbone is not None:
         local.insert(1, Signal.LOCAL_BACKBONE)
     tuned = {Method.LOCAL_ONLY: local}

@@ -27,6 +27,9 @@ LAST = 10
 DECAY = 0.8
 """Weight of an item / weight of the one after it."""
 
+BACKWARD = np.float32(0.3)
+"""Of `Transitions`: what an item that came before counts beside one that came as soon after."""
+
 # Breaks ties between items of equal co-occurrence by popularity, and orders items with none.
 _TIE_BREAK = 1e-9
 
@@ -182,21 +185,15 @@ class ItemCf:
 
     @classmethod
     def fit(cls, histories: Histories, *, items: int, last: int = LAST, decay: float = DECAY) -> Self:
-        """Count how many users each pair of items shares.
+        """Count pairs of items.
 
         Args:
-            histories: Events to learn from; an item counts once per user in the pairs.
+            histories: Events to learn from.
             items: Size of the catalogue.
             last: Latest items of a history that count when scoring.
             decay: Weight of an item / weight of the one after it.
         """
-        shape = (len(histories), items)
-        ones = np.ones(len(histories.items), dtype=np.float32)
-        # A copy: merging repeats works in place and would reorder the histories themselves.
-        once = sparse.csr_array((ones, histories.items, histories.offsets), shape=shape, copy=True)
-        once.sum_duplicates()
-        once.data[:] = 1.0
-        shared = sparse.coo_array(once.T @ once)
+        shared = cls._pairs(histories, items)
         pairs = shared.row != shared.col
         row, column = shared.row[pairs], shared.col[pairs]
         events = np.bincount(histories.items, minlength=items)
@@ -209,6 +206,17 @@ class ItemCf:
             last=last,
             decay=decay,
         )
+
+    @staticmethod
+    def _pairs(histories: Histories, items: int) -> sparse.coo_array:
+        """(items, items) users who share each pair; an item counts once per user."""
+        shape = (len(histories), items)
+        ones = np.ones(len(histories.items), dtype=np.float32)
+        # A copy: merging repeats works in place and would reorder the histories themselves.
+        once = sparse.csr_array((ones, histories.items, histories.offsets), shape=shape, copy=True)
+        once.sum_duplicates()
+        once.data[:] = 1.0
+        return sparse.coo_array(once.T @ once)
 
     def score(self, histories: Histories, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `Scorer.score`: similarity to the latest items, summed by recency.
@@ -245,10 +253,35 @@ class ItemCf:
             part = slice(weights.indptr[row], weights.indptr[row + 1])
             at = np.searchsorted(mine, weights.indices[part])
             each = np.bincount(at, weights.data[part], minlength=len(mine)) / np.sqrt(self.events[mine] + times)
+            alone = np.searchsorted(mine, histories.row(int(users[row]))).astype(np.int32)
+            pairs = self._pairs(Histories(offsets=np.array([0, len(alone)]), items=alone), len(mine)).toarray()
+            np.fill_diagonal(pairs, 0.0)
             scores[row, mine] *= shrunk[row]
-            scores[row, mine] += (each.sum() - each) / np.sqrt(self.events[mine] + times)
+            scores[row, mine] += (each @ pairs) / np.sqrt(self.events[mine] + times)
             scores[row, mine] += _TIE_BREAK * times
         return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions(ItemCf):
+    """Items that came soon after the items of the history, in other histories; a little, those that came before.
+
+    As `ItemCf`, where a pair counts `DECAY` for each event between the two (of ten at most), and `BACKWARD` of that the
+    other way round: sequential rules (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms",
+    User Modeling and User-Adapted Interaction 2018, section 3.1) with a way back.
+    """
+
+    @staticmethod
+    def _pairs(histories: Histories, items: int) -> sparse.coo_array:
+        """(items, items) sum over users of how near the second came after the first."""
+        user = np.repeat(np.arange(len(histories)), histories.lengths())
+        total = sparse.csr_array((items, items), dtype=np.float32)
+        for gap in range(1, LAST + 1):
+            same = user[:-gap] == user[gap:]
+            first, second = histories.items[:-gap][same], histories.items[gap:][same]
+            near = np.full(len(first), DECAY ** (gap - 1), np.float32)
+            total = total + sparse.coo_array((near, (first, second)), shape=(items, items)).tocsr()
+        return sparse.coo_array(total + BACKWARD * total.T)
 
 
 @dataclass(frozen=True, kw_only=True)

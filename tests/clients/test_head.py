@@ -137,7 +137,7 @@ def test_a_planted_local_signal_is_found_without_a_backbone() -> None:
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     head = fit_head(data, features=features, backbone=None, local_backbone=None, seed=0)
     blend = head.blends[Method.LOCAL_ONLY]
-    assert blend[Signal.ITEM_CF] > blend[Signal.TEXT]
+    assert blend[Signal.TRANSITIONS] > blend[Signal.TEXT]
     assert head.validation[head.method] > 2 * head.validation[Method.TEXT_KNN]
     assert Method.FEDERATED not in head.blends
 

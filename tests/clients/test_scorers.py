@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from isthmus.clients.blend import peak_scale
 from isthmus.clients.data import Histories
-from isthmus.clients.scorers import ItemCf, Popularity, Scorer, TextNeighbours, rank_users, recency_weights
+from isthmus.clients.scorers import (
+    ItemCf,
+    Popularity,
+    Scorer,
+    TextNeighbours,
+    Transitions,
+    rank_users,
+    recency_weights,
+)
 from isthmus.metrics import RankingSummary, rank_targets, summarise
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -66,12 +74,44 @@ def test_item_cf_equals_its_definition_in_loops() -> None:
     assert found.dtype == np.float32
 
 
-@given(st.lists(st.lists(st.integers(0, 7), max_size=14), min_size=1, max_size=6))
-def test_a_stranger_has_the_scores_of_one_who_was_there(rows: list[list[int]]) -> None:
+def slow_transitions(rows: Histories, items: int, user: int) -> list[float]:
+    """Transitions as their definition reads, in float64 and loops."""
+    near = np.zeros((items, items))
+    for row in (rows.row(u).tolist() for u in range(len(rows))):
+        for at, first in enumerate(row):
+            for gap, second in enumerate(row[at + 1 : at + 11]):
+                if first != second:
+                    near[first, second] += 0.8**gap
+                    near[second, first] += 0.3 * 0.8**gap
+    events = [max(rows.items.tolist().count(item), 1) for item in range(items)]
+    scores = 1e-9 * np.bincount(rows.items, minlength=items)
+    for age, own in enumerate(reversed(rows.row(user).tolist()[-10:])):
+        scores += 0.8**age * near[own] / np.sqrt(events[own] * np.array(events))
+    return [float(score) for score in scores]
+
+
+def test_transitions_equal_their_definition_in_loops() -> None:
+    """Order, distance and repeats count; an item is no neighbour of itself."""
+    rows = random_histories(25, 12, seed=0)
+    found = Transitions.fit(rows, items=12).score(rows, np.arange(25))
+    assert found == pytest.approx(np.array([slow_transitions(rows, 12, user) for user in range(25)]), abs=1e-6)
+
+
+def test_transitions_know_what_comes_next() -> None:
+    """Item 2 follows 1 and 0 comes before it: the mutant, item-CF, cannot tell them apart."""
+    rows = histories([0, 1, 2], [1])
+    ordered, mutant = (kind.fit(rows, items=3).score(rows, np.array([1]))[0] for kind in (Transitions, ItemCf))
+    assert ordered[2] > 3 * ordered[0] > 0
+    assert mutant[2] == pytest.approx(mutant[0])
+
+
+@pytest.mark.parametrize("kind", [ItemCf, Transitions])
+@given(rows=st.lists(st.lists(st.integers(0, 7), max_size=14), min_size=1, max_size=6))
+def test_a_stranger_has_the_scores_of_one_who_was_there(kind: type[ItemCf], rows: list[list[int]]) -> None:
     """Counted in when scored, the same as counted before: with repeats and an empty history, whatever others did."""
     together = histories(*rows)
-    others = ItemCf.fit(histories(*rows[1:]), items=8)
-    there = ItemCf.fit(together, items=8).score(together, np.array([0]))
+    others = kind.fit(histories(*rows[1:]), items=8)
+    there = kind.fit(together, items=8).score(together, np.array([0]))
     assert others.score(together, np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
     assert others.score(histories(rows[0]), np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
 
