@@ -71,7 +71,12 @@ class Comparison(Part):
     """Every method on the same test users of one domain."""
 
     federated: Annotated[MethodScores, Field(description="Shipped backbone with the domain's private head.")]
-    local_only: Annotated[MethodScores, Field(description="The same model, trained in this domain alone.")]
+    local_only: Annotated[
+        MethodScores,
+        Field(
+            description="The best blend of what this domain knows by itself, a backbone trained in it alone included."
+        ),
+    ]
     item_cf: Annotated[MethodScores, Field(description="Item-item co-occurrence, local.")]
     text_knn: Annotated[MethodScores, Field(description="Nearest neighbours of public item text, untrained.")]
     popularity: Annotated[MethodScores, Field(description="Most popular items of the domain, local.")]

@@ -27,7 +27,7 @@ METHODS: dict[str, str] = {
     "text_knn": "Text neighbours",
     "text_item_cf": "Item-CF and text",
     "local_backbone": "Backbone, trained alone",
-    "local_only": "Best blend of these",
+    "local_only": "Best local blend",
     "backbone": "Backbone, federated",
     "federated": "Federated, as served",
     "centralised_backbone": "Backbone, centralised",
