@@ -6,8 +6,8 @@
     ranks = rank_blends(signals, {"text": {Signal.TEXT: 1.0}, ...}, data.before_test, users, data.test[users])
 
 Signals are fitted on `train` to choose weights and again on `before_test` to serve; weights carry over because
-every signal is scaled user by user. Item-CF, transitions and popularity learn from histories without noise, so a blend is as
-private as a head: it never leaves the domain. Which weights to take is the business of `isthmus.clients.head`.
+every signal is scaled user by user. Item-CF, transitions and popularity learn from histories without noise, so a blend
+is as private as a head: it never leaves the domain. Which weights to take is the business of `isthmus.clients.head`.
 """
 
 import enum
