@@ -171,15 +171,12 @@ class ItemCf:
         similarity: (items, items) float32: users with both / sqrt(events of one x events of the other), 0 on
             the diagonal.
         events: (items,) how often each occurs; of equal similarities the one of the more frequent item is higher.
-        fitted: The very object that was counted. Users of any other are strangers, and are counted in when they are
-            scored.
         last: Latest items of a history that count.
         decay: Weight of an item / weight of the one after it.
     """
 
     similarity: sparse.csr_array
     events: NDArray[np.int64]
-    fitted: Histories
     last: int = LAST
     decay: float = DECAY
 
@@ -202,7 +199,6 @@ class ItemCf:
         return cls(
             similarity=sparse.csr_array((cosine, (row, column)), shape=(items, items)),
             events=events,
-            fitted=histories,
             last=last,
             decay=decay,
         )
@@ -228,10 +224,10 @@ class ItemCf:
         items = len(self.events)
         weights = recency_weights(histories, users, items=items, last=self.last, decay=self.decay)
         scores: NDArray[np.float32]
-        if histories is self.fitted:
-            scores = (weights @ self.similarity).toarray()
-        else:
+        if histories.strangers:
             scores = self._scores_of_strangers(weights, histories, users)
+        else:
+            scores = (weights @ self.similarity).toarray()
         scores += (_TIE_BREAK * self.events).astype(np.float32)
         return scores
 
@@ -239,26 +235,27 @@ class ItemCf:
         self, weights: sparse.csr_array, histories: Histories, users: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """(users, items) each user's scores, with the user alone counted in."""
-        own = [np.unique(histories.row(int(user)), return_counts=True) for user in users]
+        items = len(self.events)
+        rows = [histories.row(int(user)) for user in users]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        places = np.repeat(np.arange(len(rows)), lengths) * items + np.concatenate([np.empty(0, np.int64), *rows])
+        # Each user's items, each once: its place in the scores, and how often it occurs.
+        mine, at, times = np.unique(places, return_inverse=True, return_counts=True)
+        events = self.events[mine % items]
+        size = np.sqrt(events + times)
+        shrunk = np.sqrt(np.maximum(events, 1)) / size
         # 1. What others have combined, with items that are now a little more frequent.
-        before = np.sqrt(np.maximum(self.events, 1))  # (items,)
-        shrunk = [before[mine] / np.sqrt(self.events[mine] + times) for mine, times in own]
-        thinned = weights.copy()
-        for row, (mine, _) in enumerate(own):
-            part = slice(thinned.indptr[row], thinned.indptr[row + 1])
-            thinned.data[part] *= shrunk[row][np.searchsorted(mine, thinned.indices[part])]
+        latest = sparse.coo_array(weights)
+        where = np.searchsorted(mine, latest.row.astype(np.int64) * items + latest.col)
+        thinned = sparse.csr_array((latest.data * shrunk[where], (latest.row, latest.col)), shape=weights.shape)
         scores: NDArray[np.float32] = (thinned @ self.similarity).toarray()
-        # 2. The pairs that the user has combined itself.
-        for row, (mine, times) in enumerate(own):
-            part = slice(weights.indptr[row], weights.indptr[row + 1])
-            at = np.searchsorted(mine, weights.indices[part])
-            each = np.bincount(at, weights.data[part], minlength=len(mine)) / np.sqrt(self.events[mine] + times)
-            alone = np.searchsorted(mine, histories.row(int(users[row]))).astype(np.int32)
-            pairs = self._pairs(Histories(offsets=np.array([0, len(alone)]), items=alone), len(mine)).toarray()
-            np.fill_diagonal(pairs, 0.0)
-            scores[row, mine] *= shrunk[row]
-            scores[row, mine] += (each @ pairs) / np.sqrt(self.events[mine] + times)
-            scores[row, mine] += _TIE_BREAK * times
+        # 2. The pairs that each has combined itself.
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        pairs = self._pairs(Histories(offsets=offsets, items=at.astype(np.int32)), len(mine))
+        pairs.data[pairs.row == pairs.col] = 0.0
+        each = np.bincount(where, latest.data, minlength=len(mine)) / size
+        flat = scores.reshape(-1)
+        flat[mine] = flat[mine] * shrunk + (each @ pairs) / size + _TIE_BREAK * times
         return scores
 
 

@@ -22,14 +22,14 @@ every domain alike, and what they leave out of n updates would have averaged noi
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum
 
 from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import Arrays
-from isthmus.packing import from_array_record, pack, to_array_record
+from isthmus.packing import pack, to_array_record
 from isthmus.privacy.keys import Keys
+from isthmus.strategies.beginning import FromBeginning
 from isthmus.strategies.distillation import FedDF
 from isthmus.strategies.guarded import Guarded
 from isthmus.strategies.leave_one_out import LeaveOneOut
@@ -78,7 +78,7 @@ class GuardedKrum(Guarded, Krum):
     """Krum behind our validation."""
 
 
-class Reptile(FedAvg):
+class Reptile(FromBeginning):
     """Batched Reptile: towards the mean of where the domains' own steps lead, and not all of the way.
 
     Attributes:
@@ -86,13 +86,6 @@ class Reptile(FedAvg):
     """
 
     share: float
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As FedAvg's; remembers where the way begins."""
-        self._before = from_array_record(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -102,7 +95,7 @@ class Reptile(FedAvg):
         if mean is None:
             return None, metrics
         ends = {name: packed.numpy() for name, packed in mean.items()}
-        moved = {name: before + self.share * (ends[name] - before) for name, before in self._before.items()}
+        moved = {name: before + self.share * (ends[name] - before) for name, before in self.beginning.items()}
         return to_array_record(moved), metrics
 
 

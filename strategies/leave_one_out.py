@@ -30,14 +30,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
 from isthmus.encoding import Arrays
 from isthmus.packing import from_array_record
 from isthmus.records import ARRAYS
+from isthmus.strategies.beginning import FromBeginning
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Comparison:
     reference: Arrays
 
 
-class LeaveOneOut(FedAvg):
+class LeaveOneOut(FromBeginning):
     """FedAvg by declared weights and by what the domains' updates do to the others.
 
     Attributes:
@@ -115,13 +114,6 @@ class LeaveOneOut(FedAvg):
     standings: dict[str, Standing]
     last: str
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As FedAvg's; remembers what updates are added to."""
-        self._before = from_array_record(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -133,7 +125,7 @@ class LeaveOneOut(FedAvg):
             name, record = self.roster[message.metadata.src_node_id], message.content.metric_records["metrics"]
             ends = from_array_record(message.content.array_records[ARRAYS])
             declared[name] = float(record[self.weighted_by_key])  # type: ignore[arg-type]
-            updates[name] = {each: ends[each] - self._before[each] for each in self.trained}
+            updates[name] = {each: ends[each] - self.beginning[each] for each in self.trained}
             record[self.weighted_by_key] = declared[name] * self._standing(name).factor
         self._note(updates, declared)
         return super().aggregate_train(server_round, replies)

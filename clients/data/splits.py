@@ -37,6 +37,7 @@ class Histories:
     Attributes:
         offsets: (users + 1,) row u is items[offsets[u]:offsets[u + 1]].
         items: (events,) catalogue indices.
+        strangers: Whether these are people whom no method was fitted on.
 
     >>> Histories(offsets=np.array([0, 2, 3]), items=np.array([7, 8, 9], dtype=np.int32)).row(0)
     array([7, 8], dtype=int32)
@@ -44,6 +45,7 @@ class Histories:
 
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
+    strangers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse offsets that do not cover the items."""

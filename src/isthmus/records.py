@@ -29,7 +29,7 @@ from isthmus.config import (
 from isthmus.encoding import Arrays, Encoded, Tensors
 from isthmus.errors import Refused
 from isthmus.packing import arrays_digest, pack, unpack
-from isthmus.settings import Section
+from isthmus.settings import Section, is_none
 
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same."""
@@ -51,10 +51,6 @@ DELIVERY = "backbone"
 """What a coordinator signs besides questions: the backbone that a run ended with."""
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class Recipe(Section):
     """What every domain must do alike for its update to mean the same: shape, features, optimisation."""
 
@@ -63,7 +59,7 @@ class Recipe(Section):
     training: TrainingConfig
     whitening: str
     """Digest of the whitening that makes the features; empty before there is one."""
-    start: Annotated[StartedFrom | None, Field(exclude_if=_is_none)] = None
+    start: Annotated[StartedFrom | None, Field(exclude_if=is_none)] = None
     """What the run began with, if that was trained in the open, by the coordinator's word; no guarantee needs it."""
 
     @model_validator(mode="after")

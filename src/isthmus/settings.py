@@ -22,6 +22,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def is_none(value: object) -> bool:
+    """For `exclude_if`: a key that is absent is in no dump, so that files without it keep their digest."""
+    return value is None
+
+
 _Model = TypeVar("_Model", bound=Section)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,13 +113,15 @@ def test_a_stranger_has_the_scores_of_one_who_was_there(kind: type[ItemCf], rows
     together = histories(*rows)
     others = kind.fit(histories(*rows[1:]), items=8)
     there = kind.fit(together, items=8).score(together, np.array([0]))
-    assert others.score(together, np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
-    assert others.score(histories(rows[0]), np.array([0])) == pytest.approx(there, rel=1e-5, abs=1e-12)
+    company = replace(histories(*rows, *rows), strangers=True)  # each is counted in alone
+    found = others.score(company, np.arange(len(company)))
+    assert found[0] == pytest.approx(there[0], rel=1e-5, abs=1e-12)
+    assert found[len(rows)] == pytest.approx(there[0], rel=1e-5, abs=1e-12)
 
 
 def test_what_one_other_user_combined_is_no_louder_for_a_stranger() -> None:
     """On the scale of a blend. The mutant does not count the stranger in: then a lone neighbour is the peak."""
-    known, stranger = histories([0, 5], [6, 7]), histories([0, 1, 2, 3])
+    known, stranger = histories([0, 5], [6, 7]), replace(histories([0, 1, 2, 3]), strangers=True)
     fitted = ItemCf.fit(known, items=8)
     there = histories([0, 5], [6, 7], [0, 1, 2, 3])
     member = peak_scale(ItemCf.fit(there, items=8).score(there, np.array([2])))[0, 5]

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import TinyDomain
 
-from isthmus.backbone import Backbone, shared_parameters
 from isthmus.clients.vault import Vault
-from isthmus.config import BackboneConfig, FeatureConfig, Trained, TrainingConfig, load_domain
+from isthmus.config import BackboneConfig, FeatureConfig, Trained, load_domain
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused
-from isthmus.features import encode_texts, fit_whitening, text_moments
-from isthmus.packing import arrays_digest
 from isthmus.privacy.chain import now
 from isthmus.privacy.heads import make_head, make_receipt
 from isthmus.privacy.keys import Keys, fresh_keys
@@ -22,7 +19,7 @@ from isthmus.privacy.lines import Charged, RefusedLine
 from isthmus.privacy.program import code_hash
 from isthmus.privacy.reading import read_ledger
 from isthmus.privacy.requests import sign_request
-from isthmus.records import Arrays, Kind, Recipe, RoundRequest
+from isthmus.records import Kind, RoundRequest
 
 HEAD = 'approved_by = "Ada"\napproved_on = 2026-01-31\n\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n'
 SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=6)
@@ -30,25 +27,6 @@ FEATURES = FeatureConfig(encoder="hash:64")
 COORDINATOR, OTHER = fresh_keys(), fresh_keys()
 
 Opener = Callable[..., Vault]
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> RoundRequest:
-    """Round 1 of run `r`, with an untrained backbone and a whitening; nobody signed it."""
-    texts = [f"item {number}" for number in range(20)]
-    encoded = encode_texts(texts, FEATURES.encoder, cache_dir=tmp_path_factory.mktemp("texts"))
-    whitening = fit_whitening([text_moments(encoded)], eps=1e-3, dim=8)
-    arrays: Arrays = {"mean": whitening.mean, "matrix": whitening.matrix}
-    training = TrainingConfig(train=Trained.ALL, learning_rate=0.5, rivals=10)
-    recipe = Recipe(features=FEATURES, backbone=SHAPE, training=training, whitening=arrays_digest(arrays).hex())
-    parameters = shared_parameters(Backbone(8, SHAPE))
-    return RoundRequest(
-        run="r",
-        round=1,
-        recipe=recipe,
-        arrays={name: parameter.detach().numpy().copy() for name, parameter in parameters.items()},
-        whitening=arrays,
-    )
 
 
 @pytest.fixture
@@ -109,13 +87,13 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_refuses_and_is_written_down(open_vault: Opener, asked: RoundRequest, rule: str) -> None:
+def test_every_rule_refuses_and_is_written_down(open_vault: Opener, request_one: RoundRequest, rule: str) -> None:
     """With the rule, the value asked and the limit; once, however often it is asked; nothing charged, nothing read."""
     rules, kind, value, limit = RULES[rule]
     vault = open_vault(rules, seed=3 if rule == "seeded" else None)
     for _ in range(2):
         with pytest.raises(PolicyRefused, match=f"rule `{rule}` says") as refusal:
-            vault.release(kind, asked)
+            vault.release(kind, request_one)
         assert refusal.value.rule == rule
     (line,) = refusals(vault)
     assert (line.run, line.round, line.kind, line.rule, line.limit) == ("r", 1, kind.value, rule, limit)
@@ -124,20 +102,20 @@ def test_every_rule_refuses_and_is_written_down(open_vault: Opener, asked: Round
     assert "data" not in vars(vault)
 
 
-def test_what_the_rules_allow_is_answered(open_vault: Opener, asked: RoundRequest) -> None:
+def test_what_the_rules_allow_is_answered(open_vault: Opener, request_one: RoundRequest) -> None:
     """All rules at once, none of them in the way: the entry says under which policy, by which program, for whom."""
     vault = open_vault(
         "run_epsilon = 8.0\n\n[allow]\nleast_noise = 0.1\nleast_metric_noise = 10\nlargest_clip = 1.0\n"
         f'kinds = ["update"]\nlayers = ["*"]\ncoordinators = ["{COORDINATOR.public.hex()}"]\n'
         f'programs = ["{code_hash()}"]\nseeded = false\n\n[people]\noverlap = false\n',
     )
-    release = vault.release(Kind.UPDATE, signed(asked, Kind.UPDATE, COORDINATOR))
+    release = vault.release(Kind.UPDATE, signed(request_one, Kind.UPDATE, COORDINATOR))
     books = read_ledger(vault.ledger.path)
     assert books.findings == ()
     (line,) = (line for line in books.lines if isinstance(line, Charged))
     (policy,) = books.policies
     assert (policy.text, line.policy) == (vault.policy.text(), policy.digest)
-    assert (line.clip, books.layers[line.layers]) == (1.0, tuple(sorted(asked.arrays)))
+    assert (line.clip, books.layers[line.layers]) == (1.0, tuple(sorted(request_one.arrays)))
     assert (line.coordinator, line.code, line.private) == (COORDINATOR.public.hex(), code_hash(), True)
     assert release.entry.seq == line.seq
     assert books.refusals == ()
@@ -148,15 +126,15 @@ def test_what_the_rules_allow_is_answered(open_vault: Opener, asked: RoundReques
     [("allowed", ""), ("other", "coordinators"), ("nobody", "coordinators"), ("borrowed", "signature")],
 )
 def test_only_an_allowed_coordinator_gets_an_answer(
-    open_vault: Opener, asked: RoundRequest, signer: str, rule: str
+    open_vault: Opener, request_one: RoundRequest, signer: str, rule: str
 ) -> None:
     """The allowed one; not another one, not nobody, and not the allowed one's signature of another request."""
     vault = open_vault(f'[allow]\ncoordinators = ["{COORDINATOR.public.hex()}"]\n')
     request = {
-        "allowed": signed(asked, Kind.UPDATE, COORDINATOR),
-        "other": signed(asked, Kind.UPDATE, OTHER),
-        "nobody": asked,
-        "borrowed": signed(asked, Kind.UPDATE, COORDINATOR, over=dataclasses.replace(asked, round=2)),
+        "allowed": signed(request_one, Kind.UPDATE, COORDINATOR),
+        "other": signed(request_one, Kind.UPDATE, OTHER),
+        "nobody": request_one,
+        "borrowed": signed(request_one, Kind.UPDATE, COORDINATOR, over=dataclasses.replace(request_one, round=2)),
     }[signer]
     if not rule:
         assert vault.release(Kind.UPDATE, request).entry.coordinator == COORDINATOR.public.hex()
@@ -169,24 +147,24 @@ def test_only_an_allowed_coordinator_gets_an_answer(
     assert "data" not in vars(vault)
 
 
-def test_a_signature_is_checked_also_where_anybody_may_ask(open_vault: Opener, asked: RoundRequest) -> None:
+def test_a_signature_is_checked_also_where_anybody_may_ask(open_vault: Opener, request_one: RoundRequest) -> None:
     """Who is written down as having asked did ask."""
     vault = open_vault()
     with pytest.raises(Refused, match="not signed by the coordinator that it names"):
-        vault.release(Kind.UPDATE, dataclasses.replace(asked, coordinator=COORDINATOR.public.hex()))
+        vault.release(Kind.UPDATE, dataclasses.replace(request_one, coordinator=COORDINATOR.public.hex()))
     assert [line.rule for line in refusals(vault)] == ["signature"]
-    assert vault.release(Kind.UPDATE, asked).entry.coordinator == ""
+    assert vault.release(Kind.UPDATE, request_one).entry.coordinator == ""
 
 
-def test_the_budget_is_the_policys(open_vault: Opener, asked: RoundRequest) -> None:
+def test_the_budget_is_the_policys(open_vault: Opener, request_one: RoundRequest) -> None:
     """Less than a round costs: refused with what it would be and the limit, for the lifetime and for a run."""
     vault = open_vault(head=HEAD.replace("8.0", "0.5"))
     with pytest.raises(BudgetExhausted, match="of 0.5 is spent over all runs"):
-        vault.release(Kind.UPDATE, asked)
+        vault.release(Kind.UPDATE, request_one)
     vault.close()
     again = open_vault("run_epsilon = 0.5\n")
     with pytest.raises(BudgetExhausted, match="of 0.5 is spent in run 'r'"):
-        again.release(Kind.UPDATE, asked)
+        again.release(Kind.UPDATE, request_one)
     lifetime, run = refusals(again)
     assert (lifetime.rule, run.rule) == ("budget", "run-budget")
     for line in (lifetime, run):
@@ -195,14 +173,14 @@ def test_the_budget_is_the_policys(open_vault: Opener, asked: RoundRequest) -> N
     assert "data" not in vars(again)
 
 
-def test_a_policy_that_changes_is_written_down_each_time(open_vault: Opener, asked: RoundRequest) -> None:
+def test_a_policy_that_changes_is_written_down_each_time(open_vault: Opener, request_one: RoundRequest) -> None:
     """Tightened, loosened, and back: three lines, and each charge names the one that it was made under."""
     texts = []
     for number, limit in enumerate(("8.0", "7.5", "20.0", "8.0"), start=1):
         vault = open_vault(head=HEAD.replace("8.0", limit))
         texts.append(vault.policy.text())
-        vault.release(Kind.METRIC, dataclasses.replace(asked, round=number))
-        vault.release(Kind.METRIC, dataclasses.replace(asked, round=number, run="again"))
+        vault.release(Kind.METRIC, dataclasses.replace(request_one, round=number))
+        vault.release(Kind.METRIC, dataclasses.replace(request_one, round=number, run="again"))
         vault.close()
     books = read_ledger(vault.ledger.path)
     assert books.findings == ()
@@ -213,17 +191,17 @@ def test_a_policy_that_changes_is_written_down_each_time(open_vault: Opener, ask
     assert charged == [digest for digest in digests for _ in range(2)]
 
 
-def test_a_rule_that_came_later_holds_for_what_was_asked_before(open_vault: Opener, asked: RoundRequest) -> None:
+def test_a_rule_that_came_later_holds_for_what_was_asked_before(open_vault: Opener, request_one: RoundRequest) -> None:
     """A release that may not leave any more is not sent again, though it is kept; when the rule goes, it is."""
     first = open_vault()
-    entry = first.release(Kind.UPDATE, asked).entry
+    entry = first.release(Kind.UPDATE, request_one).entry
     first.close()
     strict = open_vault('[allow]\nkinds = ["catalogue"]\n')
     with pytest.raises(PolicyRefused, match="rule `kinds`"):
-        strict.release(Kind.UPDATE, asked)
+        strict.release(Kind.UPDATE, request_one)
     strict.close()
     again = open_vault()
-    assert again.release(Kind.UPDATE, asked).entry.seq == entry.seq
+    assert again.release(Kind.UPDATE, request_one).entry.seq == entry.seq
 
 
 def test_a_broken_policy_opens_no_vault(open_vault: Opener) -> None:
@@ -233,23 +211,23 @@ def test_a_broken_policy_opens_no_vault(open_vault: Opener) -> None:
 
 
 def test_an_update_of_a_part_is_charged_as_that_part_and_may_be_all_that_is_allowed(
-    open_vault: Opener, asked: RoundRequest
+    open_vault: Opener, request_one: RoundRequest
 ) -> None:
     """Under rules that allow the head alone, a recipe that trains it is answered; the ledger names what left."""
     vault = open_vault('[allow]\nlayers = ["head.*"]\n')
-    training = asked.recipe.training.model_copy(update={"train": Trained.HEAD})
-    request = dataclasses.replace(asked, recipe=asked.recipe.model_copy(update={"training": training}))
+    training = request_one.recipe.training.model_copy(update={"train": Trained.HEAD})
+    request = dataclasses.replace(request_one, recipe=request_one.recipe.model_copy(update={"training": training}))
     assert list(vault.release(Kind.UPDATE, request).payload.arrays) == ["head.weight"]
     books = read_ledger(vault.ledger.path)
     assert [books.layers[line.layers] for line in books.lines if isinstance(line, Charged)] == [("head.weight",)]
     with pytest.raises(Refused, match="parameter "):
-        vault.release(Kind.UPDATE, dataclasses.replace(asked, round=2))
+        vault.release(Kind.UPDATE, dataclasses.replace(request_one, round=2))
 
 
-def test_an_evaluation_is_charged_without_clip_and_layers(open_vault: Opener, asked: RoundRequest) -> None:
+def test_an_evaluation_is_charged_without_clip_and_layers(open_vault: Opener, request_one: RoundRequest) -> None:
     """It has neither: its own range bounds what one user adds."""
     vault = open_vault("[allow]\nlargest_clip = 1.0\n")
-    vault.release(Kind.METRIC, asked)
+    vault.release(Kind.METRIC, request_one)
     books = read_ledger(vault.ledger.path)
     assert books.findings == ()
     assert [(line.clip, line.layers) for line in books.lines if isinstance(line, Charged)] == [(None, "")]
@@ -280,10 +258,10 @@ def test_a_receipt_that_is_refused_is_written_down(open_vault: Opener) -> None:
     assert len(refusals(vault)) == 4
 
 
-def test_a_hostile_run_name_is_refused_and_written_as_one_line(open_vault: Opener, asked: RoundRequest) -> None:
+def test_a_hostile_run_name_is_refused_and_written_as_one_line(open_vault: Opener, request_one: RoundRequest) -> None:
     """Whatever else the request says; the record shows the name without what makes it hostile."""
     vault = open_vault()
-    hostile = dataclasses.replace(asked, run="r\n2026-01-31 all is well\x1b[2J\u202e")
+    hostile = dataclasses.replace(request_one, run="r\n2026-01-31 all is well\x1b[2J\u202e")
     with pytest.raises(Refused) as refusal:
         vault.release(Kind.UPDATE, hostile)
     assert refusal.value.rule == "text"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +18,8 @@ from isthmus.config import (
     StrategyName,
     TrainingConfig,
     UpdateFormat,
-    load_federation,
 )
-from isthmus.errors import ConfigError, Refused
+from isthmus.errors import Refused
 from isthmus.grid import InProcessGrid
 from isthmus.packing import to_array_record
 from isthmus.privacy.keys import fresh_keys
@@ -303,23 +301,6 @@ def test_all_but_one_are_asked_by_a_signature_that_covers_the_reference() -> Non
     assert strategy.gains(1, replies) == {"games": (4.0, 1.0), "music": (4.0, 1.0)}
     assert strategy.passed_over == {"books"}
     assert sorted(strategy.holds) == sorted(ROSTER)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ('name = "leave_one_out"', "needs `compare_every`"),
-        ("compare_every = 2", "`compare_every` belongs to leave_one_out; fedavg compares nothing"),
-        ('name = "leave_one_out"\ncompare_every = 0', "greater than or equal to 1"),
-        ('name = "leave_one_out"\ncompare_every = 4\nevaluate_every = 2', "every comparison falls into a round"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_in_the_file(tmp_path: Path, settings: str, said: str) -> None:
-    """One error that says what is wrong."""
-    file = tmp_path / "federation.toml"
-    file.write_text(f'name = "f"\ndomains = ["a", "b"]\n[strategy]\n{settings}\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):
-        load_federation(file)
 
 
 def test_other_files_keep_their_digest() -> None:

@@ -1,7 +1,6 @@
 """The robust strategies are the published rules, computed here a second time in numpy, and keep their promise."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +16,7 @@ from isthmus.config import (
     StrategyName,
     TrainingConfig,
     UpdateFormat,
-    load_federation,
 )
-from isthmus.errors import ConfigError
 from isthmus.grid import InProcessGrid
 from isthmus.packing import to_array_record
 from isthmus.privacy.keys import fresh_keys
@@ -147,22 +144,3 @@ def test_it_is_flowers_own_behind_the_guard(name: StrategyName, kind: type) -> N
     strategy, _ = aggregate(name, UPDATES)
     assert isinstance(strategy, Guarded)
     assert isinstance(strategy, kind)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ('name = "krum"\noutliers = 2', "needs at least 7 domains, got 5"),
-        ('name = "median"\noutliers = 3', "needs at least 7 domains, got 5"),
-        ('name = "trimmed_mean"\nweights = { d0 = 2.0 }', "leave `weights` out"),
-        ('name = "fedavg"\noutliers = 1', "`outliers` belongs to median, trimmed_mean, krum"),
-        ('name = "median"\noutliers = 0', "greater than or equal to 1"),
-    ],
-)
-def test_what_cannot_be_kept_is_refused_in_the_file(tmp_path: Path, settings: str, said: str) -> None:
-    """One error that says what is wrong."""
-    file = tmp_path / "federation.toml"
-    domains = [f"d{number}" for number in range(5)]
-    file.write_text(f'name = "f"\ndomains = {domains}\n[strategy]\n{settings}\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
-        load_federation(file)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +19,8 @@ from tests.strategies.test_guarded import (
     with_whitening,
 )
 
-from isthmus.config import StrategyConfig, StrategyName, UpdateFormat, load_federation
+from isthmus.config import StrategyConfig, StrategyName, UpdateFormat
 from isthmus.encoding import changed
-from isthmus.errors import ConfigError
 from isthmus.packing import pack
 from isthmus.privacy.keys import fresh_keys
 from isthmus.records import RoundRequest
@@ -170,27 +168,6 @@ def test_without_the_keys_everybody_is_asked_by_weight() -> None:
     aggregate(strategy, answers(sent, "books"))
     assert strategy.passed_over == frozenset()
     assert list(strategy.holds) == [2]
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ("temperature = 2.0", "`temperature` belongs to `domains_per_round`"),
-        ("domains_per_round = 0", "greater than or equal to 1"),
-        ("domains_per_round = 2\ntemperature = 0.0", "greater than 0"),
-        ("domains_per_round = 6", "`strategy.domains_per_round` is 6, and 5 of the 5 domains can be drawn"),
-        ("domains_per_round = 5\nweights = { d0 = 0.0 }", "4 of the 5 domains can be drawn"),
-        ('name = "krum"\ndomains_per_round = 4', "needs 5 updates a round, got domains_per_round = 4"),
-        ('name = "median"\noutliers = 2\ndomains_per_round = 4', "with 2 outliers needs 5 updates a round"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_in_the_file(tmp_path: Path, settings: str, said: str) -> None:
-    """One error that says what is wrong."""
-    file = tmp_path / "federation.toml"
-    domains = [f"d{number}" for number in range(5)]
-    file.write_text(f'name = "f"\ndomains = {domains}\n[strategy]\n{settings}\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):
-        load_federation(file)
 
 
 def test_files_without_the_keys_keep_their_digest() -> None:

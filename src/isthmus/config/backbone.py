@@ -5,11 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from isthmus.config.domain import Name
-from isthmus.settings import Section
-
-
-def _is_none(value: object) -> bool:
-    return value is None
+from isthmus.settings import Section, is_none
 
 
 class BackboneConfig(Section):
@@ -34,7 +30,7 @@ class BackboneConfig(Section):
     positions: Annotated[int, Field(ge=2, le=1000)] = 20
     prior_items: Annotated[int, Field(ge=1)] = 10
     prior_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
-    module: Annotated[Name | None, Field(exclude_if=_is_none)] = None
+    module: Annotated[Name | None, Field(exclude_if=is_none)] = None
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -51,7 +47,7 @@ class StartingBackbone(BackboneConfig):
             the coordinator: domains are told the shape, and what was public.
     """
 
-    start: Annotated[str | None, Field(min_length=1, exclude_if=_is_none)] = None
+    start: Annotated[str | None, Field(min_length=1, exclude_if=is_none)] = None
 
     @property
     def shape(self) -> BackboneConfig:

@@ -11,11 +11,7 @@ from isthmus.config.backbone import BackboneConfig, StartingBackbone
 from isthmus.config.domain import Name
 from isthmus.config.start import StartedFrom, read_start, start_digest
 from isthmus.config.strategy import StrategyConfig, StrategyName
-from isthmus.settings import Section, read_settings
-
-
-def _is_none(value: object) -> bool:
-    return value is None
+from isthmus.settings import Section, is_none, read_settings
 
 
 class FeatureConfig(Section):
@@ -134,11 +130,11 @@ class TrainingConfig(Section):
     augment: Annotated[Augment, Field(strict=False)] = Augment.NONE
     train: Annotated[Trained, Field(strict=False)] = Trained.RECENCY
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
-    inner_learning_rate: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
-    align: Annotated[Align | None, Field(strict=False, exclude_if=_is_none)] = None
-    align_weight: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
+    inner_learning_rate: Annotated[float | None, Field(gt=0, exclude_if=is_none)] = None
+    align: Annotated[Align | None, Field(strict=False, exclude_if=is_none)] = None
+    align_weight: Annotated[float | None, Field(gt=0, exclude_if=is_none)] = None
     align_domains: Annotated[
-        tuple[Name, ...] | None, Field(strict=False, min_length=2, max_length=200, exclude_if=_is_none)
+        tuple[Name, ...] | None, Field(strict=False, min_length=2, max_length=200, exclude_if=is_none)
     ] = None
 
     @property

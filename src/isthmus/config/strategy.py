@@ -5,11 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from isthmus.settings import Section
-
-
-def _is_none(value: object) -> bool:
-    return value is None
+from isthmus.settings import Section, is_none
 
 
 class StrategyName(enum.StrEnum):
@@ -66,9 +62,9 @@ class StrategyConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     outliers: Annotated[int, Field(ge=1)] | None = None
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    domains_per_round: Annotated[int | None, Field(ge=1, exclude_if=_is_none)] = None
-    temperature: Annotated[float | None, Field(gt=0, exclude_if=_is_none)] = None
-    compare_every: Annotated[int | None, Field(ge=1, exclude_if=_is_none)] = None
+    domains_per_round: Annotated[int | None, Field(ge=1, exclude_if=is_none)] = None
+    temperature: Annotated[float | None, Field(gt=0, exclude_if=is_none)] = None
+    compare_every: Annotated[int | None, Field(ge=1, exclude_if=is_none)] = None
 
     @property
     def robust(self) -> bool:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from isthmus.errors import RunError
+from isthmus.settings import is_none
 
 SCHEMA_VERSION = 1
 SIGNIFICANT_DIGITS = 6
@@ -34,10 +35,6 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError(f"an interval is [low, high], got [{interval[0]}, {interval[1]}]")
     return interval
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -187,7 +184,7 @@ class FederationSummary(Part):
     history: Annotated[tuple[RoundRecord, ...], Field(description="One entry for each round finished, in order.")]
     start: Annotated[
         Start | None,
-        Field(exclude_if=_is_none, description="What the run began with; absent where that was the text prior."),
+        Field(exclude_if=is_none, description="What the run began with; absent where that was the text prior."),
     ] = None
 
     @model_validator(mode="after")

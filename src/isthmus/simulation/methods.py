@@ -118,5 +118,7 @@ def _text_item_cf(known: Known, seed: int) -> dict[Signal, float]:
         return {Signal.TEXT: 1.0}
     if len(users) > MAX_USERS:
         users = np.sort(np.random.default_rng(seed).choice(users, MAX_USERS, replace=False))
-    contest = Contest.hold(Signals.fit(data.train, features=known.features), data.train, users, data.validation[users])
+    fitted = Signals.fit(data.train, features=known.features)
+    signals = Signals(scorers={name: fitted.scorers[name] for name in _TEXT_ITEM_CF}, items=fitted.items)
+    contest = Contest.hold(signals, data.train, users, data.validation[users])
     return shrink(search_weights(contest, _TEXT_ITEM_CF), len(users), towards=Signal.TEXT)

@@ -56,7 +56,7 @@ class NewDomain:
     def task(self, known: DomainData) -> Task:
         """Measure on the users that no support holds."""
         return Task(
-            histories=self.data.before_test,
+            histories=replace(self.data.before_test, strangers=True),
             users=self.tested,
             targets=self.data.test[self.tested],
             counts=item_counts(known),
@@ -101,9 +101,8 @@ def new_user_task(known: DomainData, full: DomainData, users: NDArray[np.int64],
         events: Latest events that are known of each.
     """
     rows = [full.before_test.row(int(user))[-events:] for user in users]
-    return Task(
-        histories=_ragged(rows), users=np.arange(len(users)), targets=full.test[users], counts=item_counts(known)
-    )
+    histories = replace(_ragged(rows), strangers=True)
+    return Task(histories=histories, users=np.arange(len(users)), targets=full.test[users], counts=item_counts(known))
 
 
 def hidden_items(data: DomainData) -> NDArray[np.int64]:
