@@ -28,11 +28,16 @@ class BackboneScorer:
         backbone: Any; it behaves alike in training and evaluation mode.
         features: (items, features) whitened text features.
         residual_only: Leave the text prior out, i.e. score with what was learned.
+        read: (items, features) as the items of a history are read, where the text encoder was changed; `features` where
+            absent.
     """
 
-    def __init__(self, backbone: AnyBackbone, features: Tensor, *, residual_only: bool = False) -> None:
+    def __init__(
+        self, backbone: AnyBackbone, features: Tensor, *, residual_only: bool = False, read: Tensor | None = None
+    ) -> None:
         self._backbone = backbone
         self._features = features
+        self._read = features if read is None else read
         self._residual_only = residual_only
         self._embedded: Tensor | None = None  # where nothing was learned, the residual is zero, whatever the history
         with torch.inference_mode():
@@ -83,7 +88,7 @@ class BackboneScorer:
         if width == 0:
             return query
         backbone, last = self._backbone, lengths.clamp(min=1)
-        latest = latest_features(rows, self._features, backbone.config.prior_items)
+        latest = latest_features(rows, self._read, backbone.config.prior_items)
         if not isinstance(backbone, Backbone):
             query = backbone(self._features[_padded(rows, width)])[torch.arange(len(rows)), last - 1]
             if self._residual_only:

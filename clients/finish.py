@@ -20,6 +20,7 @@ from isthmus.clients.blend import Signals, rank_blends
 from isthmus.clients.data import DomainData
 from isthmus.clients.head import Head, Method, fit_head, save_head
 from isthmus.clients.local_training import train_alone
+from isthmus.clients.text_tower import shipped_reading
 from isthmus.clients.trainer import TrainingSet
 from isthmus.config import EvaluationConfig
 from isthmus.features import own_axes
@@ -101,7 +102,11 @@ def finish_domain(  # noqa: PLR0913 - keyword-only after what is fitted
         shared: (items, features) in the axes that the shipped backbone reads; those of `users` when absent.
     """
     alone = train_alone(users, data, backbone_config=recipe.backbone, training=recipe.training, seed=seed)
-    scorer = BackboneScorer(shipped.backbone, users.features if shared is None else torch.from_numpy(shared))
+    scorer = BackboneScorer(
+        shipped.backbone,
+        users.features if shared is None else torch.from_numpy(shared),
+        read=shipped_reading(shipped, data.catalogue.texts),
+    )
     local_scorer = BackboneScorer(alone, users.features)
     features = users.features.numpy()
     vetted = shipped.round > 0  # no released gain of round 0, the text prior or a start, was above the prior's

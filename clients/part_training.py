@@ -12,6 +12,8 @@ domains are then exact (a mean of products is not the product of means), nobody 
 factors, and a backbone serves as fast as any. It costs bytes: an update is as large as the matrices. Factors live for a
 round; the next one starts from the moved matrices with new ones, so that the backbone moves by more than one rank.
 
+`text` has factors that live as long as the run (`isthmus.text_changes`); to this module they are parameters like any.
+
 References: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; Yu et al., "Differentially
 Private Fine-tuning of Language Models", ICLR 2022 (under noise).
 """
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.backbone import shared_parameters, trained_parameters
-from isthmus.config import TrainingConfig
+from isthmus.config import Trained, TrainingConfig
 from isthmus.custom_backbone import AnyBackbone
 from isthmus.encoding import Arrays
 from isthmus.privacy.noise import Randomness
@@ -84,7 +86,8 @@ class TrainedPart:
         self._before = {name: self._shared[name].detach().clone() for name in self._names}
         for name, parameter in self._shared.items():
             parameter.requires_grad_(name in self._names)
-        if training.rank is not None:
+        if training.train is Trained.LORA:
+            assert training.rank is not None  # noqa: S101 - or the configuration were refused
             for name in self._names:
                 if name not in _WHOLE:
                     self._replace(name.removesuffix(".weight"), training.rank, randomness)

@@ -38,6 +38,7 @@ from isthmus.clients.local_optimizers import local_optimizer
 from isthmus.clients.part_training import TrainedPart
 from isthmus.clients.rival_loss import rival_loss
 from isthmus.clients.rivals import RivalFinder
+from isthmus.clients.text_tower import TextTower
 from isthmus.config import DomainCompute, Precision, PrivacyPolicy, TrainingConfig
 from isthmus.custom_backbone import AnyBackbone
 from isthmus.encoding import Arrays
@@ -45,11 +46,12 @@ from isthmus.errors import ConfigError
 from isthmus.privacy.noise import Randomness
 from isthmus.privacy.plan import DpSgdPlan
 from isthmus.records import Recipe
+from isthmus.text_changes import TextChanges
 
 _LOOKED_AT, _TRIED = 50, 3
 """Users among whom some are found to try an engine on, and how many those are."""
 _MICRO_BATCH = 2048
-"""Positions, padding included, that are worked on at once; changes nothing but memory and time."""
+"""Positions, padding included, or tokens that are worked on at once; changes nothing but memory and time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +63,23 @@ class TrainingSet:
         features: (items, features) whitened text features of the catalogue.
         rivals: Finds what each event is told from.
         label: Of the domain, where domains are aligned.
+        tower: Reads the items of histories, where the text encoder is trained.
     """
 
     histories: Histories
     features: Tensor
     rivals: RivalFinder
     label: int | None = None
+    tower: TextTower | None = None
 
 
 def make_training_set(
-    histories: Histories, features: NDArray[np.float32], recipe: Recipe, *, label: int | None = None
+    histories: Histories,
+    features: NDArray[np.float32],
+    recipe: Recipe,
+    *,
+    label: int | None = None,
+    tower: TextTower | None = None,
 ) -> TrainingSet:
     """What a domain trains on under a recipe.
 
@@ -79,6 +88,7 @@ def make_training_set(
         features: (items, features) whitened text features.
         recipe: Shared settings.
         label: Of the domain, which rounds need where domains are aligned.
+        tower: Of the catalogue's texts, which rounds need where the text encoder is trained.
     """
     tensor = torch.from_numpy(features)
     rivals = RivalFinder(
@@ -88,7 +98,7 @@ def make_training_set(
         count=recipe.training.rivals,
         positions=min(recipe.training.positions, recipe.backbone.positions),
     )
-    return TrainingSet(histories=histories, features=tensor, rivals=rivals, label=label)
+    return TrainingSet(histories=histories, features=tensor, rivals=rivals, label=label, tower=tower)
 
 
 def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
@@ -143,8 +153,7 @@ def train_round(  # noqa: PLR0913 - the seam between privacy, recipe and data
             chosen = np.flatnonzero(randomness.bernoulli(len(users.histories), policy.sample_rate))
             views = draw_views(randomness, training.augment, users=len(chosen), positions=backbone.config.positions)
             # 2. Clipped sum over the batch, some users at a time.
-            lengths = np.minimum(users.histories.lengths()[chosen], backbone.config.positions)
-            for some in micro_batches(lengths):
+            for some in micro_batches(_sizes(users, chosen, positions=backbone.config.positions)):
                 batch = augmented(cut(chosen[some]), training.augment, views[some])
                 optimizer.accumulate(engine.gradients(functools.partial(losses, place.products, batch)))
             # 3. Noise, the public divisor, then what needs no data.
@@ -181,6 +190,8 @@ def user_losses(
         classifier = backbone.domain_classifier
         represented = backbone.represent(seen)  # (users, positions, width)
         query = backbone.prior(seen) + backbone.head(represented)
+    elif isinstance(backbone, Backbone) and backbone.text is not None:
+        query = backbone(seen, _read(backbone.text, len(backbone.recency.weight), users, batch))
     else:
         query = backbone(seen)  # (users, positions, features)
     valid = batch.weight > 0
@@ -194,6 +205,25 @@ def user_losses(
         assert training.align_weight is not None  # noqa: S101 - or there were no classifier
         losses = losses + training.align_weight * domain_losses(classifier, represented, batch.weight, users.label)
     return losses
+
+
+def _read(changes: TextChanges, ages: int, users: TrainingSet, batch: Batch) -> Tensor:
+    """(users, positions, features) histories by the changed text encoder, zeros where no loss looks."""
+    assert users.tower is not None  # noqa: S101 - who has such a backbone has one
+    needed, valid = torch.zeros_like(batch.weight, dtype=torch.bool), batch.weight > 0
+    for age in range(min(ages, valid.shape[1])):
+        needed[:, : valid.shape[1] - age] |= valid[:, age:]
+    if batch.hidden is not None:
+        needed &= ~batch.hidden
+    return users.tower.read(changes, batch.history, needed)
+
+
+def _sizes(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int) -> NDArray[np.int64]:
+    """(users,) of what is worked on at once for each: positions, or tokens of their texts."""
+    if users.tower is None:
+        return np.minimum(users.histories.lengths()[chosen], positions)
+    rows = [users.histories.row(int(user))[-positions - 1 : -1] for user in chosen]
+    return np.array([users.tower.tokens[row].sum() for row in rows], np.int64)
 
 
 def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int, losses: int) -> Batch:
@@ -250,6 +280,8 @@ class _Place:
 
     def settle(self, backbone: AnyBackbone, users: TrainingSet) -> tuple[AnyBackbone, TrainingSet]:
         """What stays there for a round."""
+        if users.tower is not None:
+            users.tower.to(self.device)
         return backbone.to(self.device), dataclasses.replace(users, features=users.features.to(self.device))
 
     def send(self, batch: Batch) -> Batch:
@@ -314,7 +346,7 @@ def micro_batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Cut a batch into pieces, users with histories of like length together, so that little of a piece is padding.
 
     Args:
-        lengths: (users,) positions of each user.
+        lengths: (users,) positions, or tokens, of each user.
 
     Yields:
         Places among the users; each user's is in one piece.

@@ -30,6 +30,7 @@ from isthmus.clients.evaluation import noisy_gain, validation_ndcg
 from isthmus.clients.local_optimizers import require_whole_pairs
 from isthmus.clients.received import Received
 from isthmus.clients.requested import requested_backbone
+from isthmus.clients.text_tower import history_features, tower_for
 from isthmus.clients.trainer import TrainingSet, make_training_set, train_round
 from isthmus.config import DomainConfig, FeatureConfig, load_domain
 from isthmus.custom_backbone import AnyBackbone
@@ -247,8 +248,10 @@ class Vault(Answering):
         key = recipe.model_dump_json()
         if key not in self._training_sets:
             features = one_copy(self.features(recipe.features, whitening))
+            tower = tower_for(recipe, self.data.catalogue.texts, whitening)
             label = own_label(recipe.training, self.name)
-            self._training_sets = {key: make_training_set(self.data.train, features, recipe, label=label)}
+            made = make_training_set(self.data.train, features, recipe, label=label, tower=tower)
+            self._training_sets = {key: made}
         return self._training_sets[key]
 
     def close(self) -> None:
@@ -318,8 +321,10 @@ class Vault(Answering):
             if request.recipe.start is not None and learned_axes(backbone):
                 # Axes of others' texts would make the prior worse than what this domain has by itself.
                 own = torch.from_numpy(own_axes(whitening, encoded).apply(encoded))
-        gains = validation_ndcg(BackboneScorer(backbone, features), self.data) - validation_ndcg(
-            BackboneScorer(reference, own), self.data
+        texts, encoder = self.data.catalogue.texts, request.recipe.features.encoder
+        read = functools.partial(history_features, texts=texts, encoder=encoder, whitening=whitening, cache_dir=None)
+        gains = validation_ndcg(BackboneScorer(backbone, features, read=read(backbone)), self.data) - validation_ndcg(
+            BackboneScorer(reference, own, read=read(reference)), self.data
         )
         return noisy_gain(gains, policy=self.config.privacy, randomness=randomness)
 

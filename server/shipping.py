@@ -9,12 +9,13 @@ from isthmus.config import FederationConfig
 from isthmus.custom_backbone import make_backbone
 from isthmus.features import Whitening
 from isthmus.server.checkpoint import RunState
+from isthmus.text_changes import shape_in
 
 
 def shipped_backbone(state: RunState, federation: FederationConfig) -> ShippedBackbone:
     """The best evaluated backbone of a run, ready to score."""
     whitening = Whitening(mean=state.whitening["mean"], matrix=state.whitening["matrix"])
-    backbone = make_backbone(whitening.matrix.shape[1], federation.backbone.shape)
+    backbone = make_backbone(whitening.matrix.shape[1], federation.backbone.shape, text=shape_in(state.best))
     load_shared(backbone, state.best)
     return ShippedBackbone(
         backbone=backbone.eval(),

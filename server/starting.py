@@ -17,6 +17,7 @@ from isthmus.custom_backbone import AnyBackbone, make_backbone
 from isthmus.encoding import Arrays
 from isthmus.errors import ConfigError
 from isthmus.features import TextMoments, Whitening, fit_whitening
+from isthmus.features.tuned import text_shape
 from isthmus.server.checkpoint import RunState
 
 
@@ -85,7 +86,12 @@ def _fresh(federation: FederationConfig, whitening: Whitening) -> AnyBackbone:
             torch.manual_seed(federation.seed)
         else:
             torch.seed()
-        return make_backbone(whitening.matrix.shape[1], federation.backbone.shape, domains=federation.training.classes)
+        return make_backbone(
+            whitening.matrix.shape[1],
+            federation.backbone.shape,
+            domains=federation.training.classes,
+            text=text_shape(federation.features, federation.training),
+        )
 
 
 def _arrays(backbone: AnyBackbone) -> Arrays:

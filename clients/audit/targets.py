@@ -22,8 +22,17 @@ from isthmus.clients.audit.canaries import AUDIT_POLICY, audit_canaries
 from isthmus.clients.audit.evidence import Evidence
 from isthmus.clients.audit.membership import audit_membership
 from isthmus.clients.audit.planted import audit_planted
-from isthmus.config import DomainConfig, FederationConfig, PrivacyPolicy, StartingBackbone, load_domain, load_federation
+from isthmus.config import (
+    DomainConfig,
+    FederationConfig,
+    PrivacyPolicy,
+    StartingBackbone,
+    Trained,
+    load_domain,
+    load_federation,
+)
 from isthmus.demo import write_demo
+from isthmus.errors import ConfigError
 from isthmus.features import encoder_dim
 from isthmus.privacy.plan import plan_for
 from isthmus.privacy.policy import load_policy
@@ -104,7 +113,13 @@ def attacks(target: Target, *, seed: int | None = None) -> tuple[Attack, ...]:
 
     Raises:
         PolicyRefused: If the federation has a custom backbone that the domain's policy does not name.
+        ConfigError: If it fine-tunes a text encoder, which an audit would have to do dozens of times.
     """
+    if target.federation.training.train is Trained.TEXT:
+        raise ConfigError(
+            'an empirical audit trains dozens of backbones, and `train = "text"` is too slow for that; point it at a '
+            "federation file with another `train`: clipping, noise and ledger are the same"
+        )
     domain, policy = target.domain, target.policy
     load_policy(domain).check_backbone(target.federation.backbone.module)  # its code runs here
     # They begin with the text prior: the guarantee is the same for any start.

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.config import BackboneConfig, Trained
+from isthmus.text_changes import TextChanges, TextShape
 
 
 class Positions(nn.Module):
@@ -108,12 +109,16 @@ class Backbone(nn.Module):
         config: Its shape.
         domains: That its domain classifier tells apart, in training only (see `isthmus.clients.alignment`); 0 for a
             backbone without one, which is what is shipped.
+        text: Shape of its changes of the text encoder, where that is trained; None for a backbone without any. The
+            encoder is none of its parameters: who has changed features of a history hands them over.
 
     Every parameter is shared: what is private to a domain (co-occurrence, popularity, blend weights) lives in
     `isthmus.clients.head` and is not a parameter of this module.
     """
 
-    def __init__(self, features: int, config: BackboneConfig, *, domains: int = 0) -> None:
+    def __init__(
+        self, features: int, config: BackboneConfig, *, domains: int = 0, text: TextShape | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.recency = Recency(config.prior_items, config.prior_decay)
@@ -128,18 +133,20 @@ class Backbone(nn.Module):
         if self.domain_classifier is not None:
             nn.init.zeros_(self.domain_classifier.weight)
             nn.init.zeros_(self.domain_classifier.bias)
+        self.text = TextChanges(text) if text else None
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, read: Tensor | None = None) -> Tensor:
         """Predict the features of the item after each position.
 
         Args:
             history: (users, positions, features) of each user's items, oldest first, padded with zeros at the
                 end. Attention is causal, so padding changes nothing at the positions before it.
+            read: (users, positions, features) the same items by the changed text encoder; `history` where absent.
 
         Returns:
             (users, positions, features); row t has seen items 0 to t.
         """
-        return self.prior(history) + self.residual(history)
+        return self.prior(history if read is None else read) + self.residual(history)
 
     def residual(self, history: Tensor) -> Tensor:
         """What is learned: (users, positions, features) to the same shape."""
@@ -232,6 +239,7 @@ _TRAINED = {
     Trained.RECENCY: ("recency.*",),
     Trained.ENDS: ("adaptor.*", "head.*", f"{_CLASSIFIER}.*"),
     Trained.HEAD: ("head.*",),
+    Trained.TEXT: ("recency.*", "text.*"),
     Trained.LORA: (
         "adaptor.weight",
         *(f"blocks.*.{layer}.weight" for layer in ("query", "key", "value", "output")),
@@ -250,7 +258,9 @@ def trained_parameters(names: Iterable[str], train: Trained) -> tuple[str, ...]:
 
 def learned_axes(backbone: nn.Module) -> bool:
     """Whether it predicts more than a sum of the history's features, so that it can read no other axes."""
-    return not isinstance(backbone, Backbone) or bool(backbone.head.weight.detach().any())
+    if not isinstance(backbone, Backbone):
+        return True
+    return bool(backbone.head.weight.detach().any()) or (backbone.text is not None and backbone.text.any)
 
 
 def without_classifier(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

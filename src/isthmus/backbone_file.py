@@ -5,7 +5,8 @@
 
 A safetensors file: the shared parameters by name, the whitening as `whitening.mean` and
 `whitening.matrix`, and the shape and encoder as JSON in the header under `isthmus`. Where the backbone, or what it
-began with, was trained in the open, the header says on what. Loading it runs no code, but for that of an installed
+began with, was trained in the open, the header says on what. Changes of the text encoder are among the parameters; the
+encoder itself is not, and is needed to serve with them. Loading it runs no code, but for that of an installed
 custom backbone, where it names one.
 """
 
@@ -26,6 +27,7 @@ from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, RunError
 from isthmus.features import Whitening
 from isthmus.settings import Section
+from isthmus.text_changes import shape_in
 
 _PREFIX = "whitening."
 
@@ -94,7 +96,8 @@ def load_backbone(path: Path) -> ShippedBackbone:
             header = json.loads(file.metadata()["isthmus"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         whitening = Whitening(mean=tensors.pop(f"{_PREFIX}mean"), matrix=tensors.pop(f"{_PREFIX}matrix"))
-        backbone = make_backbone(whitening.matrix.shape[1], BackboneConfig.model_validate(header["backbone"]))
+        shape = BackboneConfig.model_validate(header["backbone"])
+        backbone = make_backbone(whitening.matrix.shape[1], shape, text=shape_in(tensors))
         backbone.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
         features = FeatureConfig.model_validate(header["features"])
         round_ = int(header["round"])

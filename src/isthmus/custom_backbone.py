@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isthmus.backbone import Backbone
 from isthmus.config import BackboneConfig
 from isthmus.errors import ConfigError
+from isthmus.text_changes import TextShape
 
 GROUP = "isthmus.backbones"
 """Of the entry points."""
@@ -68,19 +69,22 @@ class CustomBackbone(nn.Module):
 AnyBackbone = Backbone | CustomBackbone
 
 
-def make_backbone(features: int, config: BackboneConfig, *, domains: int = 0) -> AnyBackbone:
+def make_backbone(
+    features: int, config: BackboneConfig, *, domains: int = 0, text: TextShape | None = None
+) -> AnyBackbone:
     """The one place where a backbone is made, from torch's global generator.
 
     Args:
         features: Dimensions of an item's features.
         config: Its shape, and whose it is.
         domains: As for `Backbone`; a custom one tells none apart.
+        text: As for `Backbone`; a custom one changes no text encoder.
 
     Raises:
         ConfigError: If it is a custom one that is not installed, or cannot be made.
     """
     if config.module is None:
-        return Backbone(features, config, domains=domains)
+        return Backbone(features, config, domains=domains, text=text)
     return custom_backbone(load_maker(config.module), features, config)
 
 

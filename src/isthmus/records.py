@@ -24,6 +24,7 @@ from isthmus.config import (
     FederationConfig,
     StartedFrom,
     TrainingConfig,
+    require_text_encoder,
     require_trainable,
 )
 from isthmus.encoding import Arrays, Encoded, Tensors
@@ -65,6 +66,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:
         require_trainable(self.backbone, self.training)
+        require_text_encoder(self.features, self.training)
         return self
 
 

@@ -85,6 +85,11 @@ class Case:
         made = make_training_set(histories_of(self.rows), self.features, RECIPE, label=LABEL)
         return dataclasses.replace(made, features=made.features.to(next(self.backbone.parameters()).dtype))
 
+    def read(self, backbone: AnyBackbone, seen: list[int]) -> tuple[Tensor, ...]:
+        """(1, positions, features) of a history by a changed text encoder; nothing where there is none."""
+        del backbone, seen
+        return ()
+
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -221,7 +226,7 @@ def user_gradient(case: Case, row: tuple[int, ...], training: TrainingConfig = T
         others = rivals.items[at - first].tolist()
         if row[at] in others:
             seen = list(row[max(0, len(row) - 1 - SHAPE.positions) : at])
-            query = backbone(features[seen].double()[None])[0, -1]
+            query = backbone(features[seen].double()[None], *case.read(backbone, seen))[0, -1]
             scores = features[others].double() @ query / TRAINING.temperature
             losses.append(_loss(scores, others.index(row[at]), training.loss))
             if training.align is not None:

@@ -67,7 +67,7 @@ def finish(
 @pytest.mark.parametrize("train", list(Trained))
 def test_only_what_learns_nothing_about_axes_is_served_in_a_members_own(train: Trained) -> None:
     """The recipe then names these; everything else is served as it was trained."""
-    training = TrainingConfig(train=train, rank=2 if train is Trained.LORA else None)
+    training = TrainingConfig(train=train, rank=2 if train in {Trained.LORA, Trained.TEXT} else None)
     recipe, shipped = RECIPE.model_copy(update={"training": training, "whitening": "ab" * 32}), shipped_backbone()
     encoded = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32) * np.geomspace(1, 9, 16, dtype="f4")
     served, named = to_serve(shipped, recipe, encoded)

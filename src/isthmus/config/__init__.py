@@ -37,6 +37,7 @@ from isthmus.config.federation import (
     TrainingConfig,
     UpdateFormat,
     load_federation,
+    require_text_encoder,
     require_trainable,
     seeded_run,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "UpdateFormat",
     "load_domain",
     "load_federation",
+    "require_text_encoder",
     "require_trainable",
     "seeded_run",
 ]

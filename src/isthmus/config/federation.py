@@ -76,6 +76,7 @@ class Trained(enum.StrEnum):
     ENDS = "ends"  # the adaptor and the last layer
     HEAD = "head"  # the last layer
     LORA = "lora"  # the adaptor's and the attention's matrices by factors of low rank, the last layer whole
+    TEXT = "text"  # how a text encoder reads histories, by factors, and the latest items
 
 
 class Align(enum.StrEnum):
@@ -84,19 +85,20 @@ class Align(enum.StrEnum):
     DANN = "dann"  # a domain classifier behind a gradient reversal: Ganin et al., JMLR 2016
 
 
-_STILL = (Trained.RECENCY, Trained.HEAD)  # with these, nothing moves that a domain classifier reads
+_STILL = (Trained.RECENCY, Trained.HEAD, Trained.TEXT)  # with these, nothing moves that a domain classifier reads
 
 
 RECENCY = {"learning_rate": 5.0, "rivals": 200, "loss": LossName.NDCG, "temperature": 0.03}
-"""What `train = "recency"` is trained with unless a federation file says otherwise."""
+"""What `train = "recency"` and "text" are trained with unless a federation file says otherwise."""
+_BY_AGE = (Trained.RECENCY, Trained.TEXT)
 
 
 class TrainingConfig(Section):
     """How a noisy gradient is used and what the loss looks at; none of it changes a guarantee.
 
     The default recipe is the one that helps domains which are new or small: `recency`, with the loss, the rivals, the
-    temperature and the learning rate that it was measured with (`RECENCY`). The other defaults are those of everything
-    else that can be trained.
+    temperature and the learning rate that it was measured with (`RECENCY`); `text` has the same. The other defaults are
+    those of everything else that can be trained.
 
     Attributes:
         learning_rate: Step size of the local optimizer; `adam_bc` has no default.
@@ -112,7 +114,7 @@ class TrainingConfig(Section):
         optimizer: What moves the parameters by noisy gradients.
         augment: What is done to histories.
         train: Which parameters move.
-        rank: Of the factors of `lora`.
+        rank: Of the factors of `lora` and `text`.
         align: How domains are made alike; not at all where absent.
         align_weight: Of the domain loss beside a user's own loss.
         align_domains: Names of all domains that may take part, sorted when read: a domain's place is its label.
@@ -157,7 +159,7 @@ class TrainingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_recency(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("train", Trained.RECENCY) != Trained.RECENCY:
+        if not isinstance(given, dict) or given.get("train", Trained.RECENCY) not in _BY_AGE:
             return given
         needless = {"learning_rate"} if given.get("optimizer") == OptimizerName.ADAM_BC else set()
         needless |= {"temperature"} if given.get("loss", LossName.NDCG) != LossName.NDCG else set()
@@ -178,11 +180,11 @@ class TrainingConfig(Section):
                 if self.inner_learning_rate is None
                 else f"`inner_learning_rate` belongs to per_fedavg; {self.optimizer} has one step, so leave it out"
             )
-        if (self.train is Trained.LORA) != (self.rank is not None):
+        if (self.train in (Trained.LORA, Trained.TEXT)) != (self.rank is not None):
             raise ValueError(
-                '`train = "lora"` needs the `rank` of its factors, 4 for example'
+                f'`train = "{self.train}"` needs the `rank` of its factors, 4 for example'
                 if self.rank is None
-                else f'`rank` belongs to `train = "lora"`; {self.train} has no factors, so leave it out'
+                else f'`rank` belongs to `train = "lora"` and "text"; {self.train} has no factors, so leave it out'
             )
         return self
 
@@ -223,6 +225,23 @@ def require_trainable(backbone: BackboneConfig, training: TrainingConfig) -> Non
         )
     if training.align is not None:
         raise ValueError(f"`training.align` reads the built-in backbone's encoder; leave it out beside {custom}")
+
+
+def require_text_encoder(features: FeatureConfig, training: TrainingConfig) -> None:
+    """Refuse to train a text encoder that cannot be.
+
+    Raises:
+        ValueError: If it is asked for and the encoder is none with weights to change, or those are in 8 bits.
+    """
+    if training.train is not Trained.TEXT:
+        return
+    hashed = features.encoder.partition(":")[0] == "hash"
+    if hashed or features.encoder.endswith(":int8"):
+        why = "has no weights" if hashed else "computes in 8 bits, through which no gradient comes"
+        raise ValueError(
+            f'`train = "text"` changes the text encoder, and `features.encoder = "{features.encoder}"` {why}; use '
+            "`minilm`, or a local transformers folder of a BERT"
+        )
 
 
 class EvaluationConfig(Section):
@@ -300,6 +319,20 @@ class FederationConfig(Section):
                 f'`training.align` needs a mean over domains, and `strategy.name = "{self.strategy.name}"` leaves out '
                 "what differs, which is what each domain says of itself; use another strategy, or leave `align` out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _text_encoder_can_be_trained(self) -> Self:
+        require_text_encoder(self.features, self.training)
+        if self.training.train is not Trained.TEXT:
+            return self
+        if self.strategy.name is StrategyName.FEDDF:
+            raise ValueError(
+                '`strategy.name = "feddf"` predicts after made-up histories, which have no text; choose another beside '
+                '`train = "text"`'
+            )
+        if self.backbone.start is not None:
+            raise ValueError('`backbone.start` begins with no text encoder; leave it out beside `train = "text"`')
         return self
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ class Encoder(Protocol):
 
 def encode_texts(
     texts: Sequence[str],
-    encoder: str,
+    encoder: str | Encoder,
     *,
     cache_dir: Path | None,
     progress: Progress | None = None,
@@ -57,7 +57,7 @@ def encode_texts(
 
     Args:
         texts: Any Unicode; what cannot be written as UTF-8 (a lone surrogate) is read as `?`.
-        encoder: A name as in the module's description.
+        encoder: A name as in the module's description, or one that is open.
         cache_dir: Folder of the cache; None reads and writes none.
         progress: Called with (0, n) before and (done, n) after each batch, n being the distinct texts that
             are not in the cache. Never called when n is 0.
@@ -70,7 +70,7 @@ def encode_texts(
     Raises:
         ConfigError: If the encoder is unknown or cannot be loaded, or the cache folder cannot be used.
     """
-    chosen = open_encoder(encoder)
+    chosen = open_encoder(encoder) if isinstance(encoder, str) else encoder
     readable = [text.encode("utf-8", "replace").decode() for text in texts]
     distinct = list(dict.fromkeys(text for text in readable if text.strip()))
     known = np.zeros((len(distinct), chosen.dim), dtype=np.float32)

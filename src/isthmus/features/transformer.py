@@ -8,6 +8,7 @@ on which texts share its batch: encoding a catalogue in two parts gives the same
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from transformers.utils import logging as hf_logging
 from isthmus.errors import ConfigError
 from isthmus.features.int8 import Int8Bert
 from isthmus.features.model_folder import CHOICES, ModelFolder
+from isthmus.features.tuned import changed
+from isthmus.text_changes import TextChanges
 
 _TOKEN_BUDGET = 2048  # tokens of one batch; on one core the speed is flat from 512 to 4096
 
@@ -31,7 +34,7 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 
 def encode_batches(
-    folder: ModelFolder, texts: Sequence[str], threads: int | None
+    folder: ModelFolder, texts: Sequence[str], threads: int | None, *, changes: TextChanges | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield (positions, features) of a batch, longest texts first.
 
@@ -39,6 +42,7 @@ def encode_batches(
         folder: Of the model.
         texts: None of them blank.
         threads: Of torch while a batch is computed; its own setting when None, and again afterwards.
+        changes: Beside the model's weights.
 
     Yields:
         Positions (batch,) into `texts` and L2-normalised features (batch, dim).
@@ -46,9 +50,9 @@ def encode_batches(
     Raises:
         ConfigError: If the folder cannot be loaded as a model.
     """
-    tokenizer, model = _load(folder)
-    asked = [text.lower() for text in texts] if folder.lowercase else list(texts)
-    tokens: list[list[int]] = tokenizer(asked, truncation=True, max_length=folder.max_tokens)["input_ids"]
+    tokenizer, weights = load_model(folder)
+    model = Int8Bert(weights, folder.name) if folder.int8 else _Float32(weights, changes)
+    tokens = tokenised(folder, tokenizer, texts)
     lengths = np.array([len(ids) for ids in tokens])
     for length in np.unique(lengths)[::-1]:  # longest first: what does not fit in memory fails at once
         positions = np.flatnonzero(lengths == length)
@@ -73,8 +77,19 @@ def _forward(model: Model, pooling: str, tokens: list[list[int]], threads: int |
     return features
 
 
-def _load(folder: ModelFolder) -> tuple[Any, Model]:
-    """Tokenizer and model, in evaluation mode, on the CPU; nothing is printed and nothing is fetched."""
+def tokenised(folder: ModelFolder, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, each as long as it is, or cut."""
+    asked = [text.lower() for text in texts] if folder.lowercase else list(texts)
+    tokens: list[list[int]] = tokenizer(asked, truncation=True, max_length=folder.max_tokens)["input_ids"]
+    return tokens
+
+
+def load_model(folder: ModelFolder) -> tuple[Any, Any]:
+    """Tokenizer and transformers model, in evaluation mode, on the CPU; nothing is printed and nothing is fetched.
+
+    Raises:
+        ConfigError: If the folder cannot be loaded as a model.
+    """
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -90,15 +105,17 @@ def _load(folder: ModelFolder) -> tuple[Any, Model]:
         if bars:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model.eval()
-    return tokenizer, Int8Bert(model, folder.name) if folder.int8 else _Float32(model)
+    return tokenizer, model
 
 
 class _Float32:
-    """A transformers model as it is."""
+    """A transformers model as it is, or with changes."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, changes: TextChanges | None = None) -> None:
         self._model = model
+        self._changes = changes
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        with nullcontext() if self._changes is None else changed(self._model, self._changes, None):
+            hidden: torch.Tensor = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         return hidden

@@ -32,6 +32,7 @@ from isthmus.clients.head import (
     shrink,
 )
 from isthmus.clients.scorers import Scorer
+from isthmus.clients.text_tower import shipped_reading
 from isthmus.custom_backbone import AnyBackbone
 from isthmus.simulation.measuring import OncePerChunk
 
@@ -76,7 +77,8 @@ def methods_of(
     private = load_head(head)
     features, shared = torch.from_numpy(known.features), torch.from_numpy(known.shared)
     alone = OncePerChunk(BackboneScorer(load_backbone(head / LOCAL_BACKBONE).backbone, features))
-    backbone = OncePerChunk(BackboneScorer(shipped.backbone, shared))
+    read = shipped_reading(shipped, known.data.catalogue.texts)
+    backbone = OncePerChunk(BackboneScorer(shipped.backbone, shared, read=read))
     signals = _shared(known, backbone, alone)
     methods: dict[str, Scorer] = {
         "popularity": private.scorer(signals, Method.POPULARITY),

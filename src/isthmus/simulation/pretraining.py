@@ -14,7 +14,7 @@ from pathlib import Path
 from isthmus.backbone_file import Origin, ShippedBackbone, save_backbone
 from isthmus.clients.data import DomainData, open_domain_data
 from isthmus.clients.trainer import make_training_set
-from isthmus.config import DomainConfig, PublicDomain, load_domain, load_federation
+from isthmus.config import DomainConfig, PublicDomain, Trained, load_domain, load_federation
 from isthmus.errors import ConfigError, PolicyRefused, Refused
 from isthmus.features import default_cache_dir, encode_texts, fit_whitening, text_moments
 from isthmus.packing import arrays_digest
@@ -48,6 +48,8 @@ def pretrain(file: Path, *, out: Path, passes: int, watcher: Watcher) -> Origin:
     federation = load_federation(file)
     if federation.backbone.module is not None:
         raise ConfigError(f"{file}: `backbone.module`: what is trained here is the built-in backbone; leave it out")
+    if federation.training.train is Trained.TEXT:
+        raise ConfigError(f'{file}: `train = "text"`: a federation cannot begin with a changed text encoder yet')
     domains = tuple(load_domain(folder) for folder in federation.domain_folders())
     _require_sense(file, out=out, passes=passes, started=federation.backbone.start is not None)
     for domain in domains:

@@ -20,6 +20,7 @@ from isthmus.clients.blend import Signals
 from isthmus.clients.data import DomainData, Histories
 from isthmus.clients.finish import LOCAL_BACKBONE, read_by
 from isthmus.clients.head import load_head
+from isthmus.clients.text_tower import shipped_reading
 from isthmus.clients.vault import Vault, open_seat
 from isthmus.errors import DataError, RunError
 
@@ -59,7 +60,11 @@ def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Re
         features = vault.features(shipped.features, local.whitening)
         histories = whole_histories(data)
         read = read_by(shipped, vault.encoded(shipped.features.encoder))
-        scorer = BackboneScorer(shipped.backbone, torch.from_numpy(features if read is None else read))
+        scorer = BackboneScorer(
+            shipped.backbone,
+            torch.from_numpy(features if read is None else read),
+            read=shipped_reading(shipped, data.catalogue.texts),
+        )
         signals = Signals.fit(
             histories,
             features=features,

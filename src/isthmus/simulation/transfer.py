@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.clients.data import DomainData, open_domain_data
+from isthmus.clients.text_tower import shipped_reading
 from isthmus.discrepancy import coral, mmd, proxy_a_distance
 from isthmus.errors import ConfigError
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci
@@ -147,7 +148,10 @@ def _queries(study: Study, data: DomainData, shipped: ShippedBackbone) -> NDArra
         items[at, : len(row)] = row
     features = torch.from_numpy(known(study, data, shipped).pooled)
     with torch.inference_mode():
-        predicted = shipped.backbone(features[torch.from_numpy(items)])  # (users, positions, features)
+        history = features[torch.from_numpy(items)]  # (users, positions, features)
+        read = shipped_reading(shipped, data.catalogue.texts)
+        by = () if read is None else (read[torch.from_numpy(items)],)
+        predicted = shipped.backbone(history, *by)
         chosen = predicted[torch.arange(len(rows)), torch.from_numpy(last)]
     queries: NDArray[np.float64] = chosen.numpy().astype(np.float64)
     return queries

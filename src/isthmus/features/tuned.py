@@ -1,0 +1,137 @@
+"""A text encoder with a federation's changes: what it may be, and what it makes of a catalogue.
+
+    shape = text_shape(recipe.features, recipe.training)       # None unless the recipe trains the encoder
+    read = tuned_features(backbone.text, texts, "minilm", whitening, cache_dir=..., threads=1)
+
+The frozen encoder and the whitening are those that make item features; what is changed is how the items of a *history*
+are read. Encoders are those whose attention is BERT's. Not imported by `isthmus.features`, because it imports torch.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from isthmus.config import FeatureConfig, Trained, TrainingConfig
+from isthmus.errors import ConfigError
+from isthmus.features.encoders import encode_texts
+from isthmus.features.model_folder import ModelFolder, find_model_folder
+from isthmus.features.whitening import Whitening
+from isthmus.text_changes import Rows, TextChanges, TextShape
+
+_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
+"""Whose layers are `encoder.layer.N.attention.self.query` and `.value`."""
+
+
+def text_shape(features: FeatureConfig, training: TrainingConfig) -> TextShape | None:
+    """Shape of the changes that a recipe trains; None where it trains no text encoder. No weights are loaded.
+
+    Raises:
+        ConfigError: If the encoder is not here, or is made in another way than BERT.
+    """
+    if training.train is not Trained.TEXT:
+        return None
+    assert training.rank is not None  # noqa: S101 - or the configuration were refused
+    folder = find_model_folder(features.encoder)
+    config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") not in _FAMILIES or not isinstance(config.get("num_hidden_layers"), int):
+        raise ConfigError(
+            f'`train = "text"` changes the attention of a BERT ({", ".join(_FAMILIES)}), and encoder '
+            f"{features.encoder!r} is of type {config.get('model_type')!r}; choose another, or train something else"
+        )
+    return TextShape(layers=config["num_hidden_layers"], width=folder.dim, rank=training.rank)
+
+
+@contextmanager
+def changed(model: Any, changes: TextChanges, rows: Rows | None) -> Iterator[None]:
+    """While this lasts, a transformers model computes with the changes; its weights are not touched.
+
+    Args:
+        model: A BERT of as many layers.
+        changes: Beside them.
+        rows: As for `Change.forward`.
+    """
+    with ExitStack() as stack:
+        for layer, change in zip(model.encoder.layer, changes.layer, strict=True):
+            for name, one in change.named_children():
+                frozen = getattr(layer.attention.self, name)
+                stack.callback(frozen.register_forward_hook(partial(_add, one, rows)).remove)
+        yield
+
+
+def _add(change: nn.Module, rows: Rows | None, frozen: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
+    del frozen
+    added: Tensor = change(given[0], rows)
+    return made + added.to(made.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedEncoder:
+    """An `Encoder` (see `isthmus.features.encoders`) with changes.
+
+    Attributes:
+        folder: Of the frozen weights.
+        changes: Beside them.
+    """
+
+    folder: ModelFolder
+    changes: TextChanges
+
+    @property
+    def identity(self) -> str:
+        """As that of the folder, changes included."""
+        return f"{self.folder.identity} changed by {self.changes.digest()}"
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self.folder.dim
+
+    def encode(
+        self, texts: Sequence[str], *, threads: int | None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """As `ModelFolder.encode`."""
+        from isthmus.features.transformer import encode_batches  # noqa: PLC0415 - seconds of imports, when needed
+
+        yield from encode_batches(self.folder, texts, threads, changes=self.changes)
+
+
+def tuned_features(  # noqa: PLR0913 - keyword-only after what is encoded
+    changes: TextChanges | None,
+    texts: Sequence[str],
+    encoder: str,
+    whitening: Whitening,
+    *,
+    cache_dir: Path | None,
+    threads: int | None = None,
+) -> NDArray[np.float32] | None:
+    """Features of a catalogue as a history's items are read; None where nothing is changed, and they are the frozen.
+
+    Args:
+        changes: Of a backbone, if it has any.
+        texts: Of the catalogue.
+        encoder: That is changed.
+        whitening: The constants of the frozen features.
+        cache_dir: Where they are kept, by the changes' digest; None keeps nothing.
+        threads: Of torch.
+
+    Returns:
+        (items, features), zero for blank texts.
+
+    Raises:
+        ConfigError: If the encoder is not here.
+    """
+    if changes is None or not changes.any:
+        return None
+    try:
+        tuned = TunedEncoder(folder=find_model_folder(encoder), changes=changes)
+    except ConfigError as error:
+        raise ConfigError(f"this backbone has changes of its text encoder and needs it to serve: {error}") from None
+    return whitening.apply(encode_texts(texts, tuned, cache_dir=cache_dir, threads=threads))

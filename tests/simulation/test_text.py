@@ -1,0 +1,154 @@
+"""A text encoder is fine-tuned by a federation from end to end: real messages, two rounds, and what is served then."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.cli.called import Caller
+from tests.conftest import WORDS, TinyFederation
+from tests.tiny_bert import write_tiny_bert
+
+from isthmus.backbone_file import load_backbone
+from isthmus.clients.audit.targets import attacks, target_of
+from isthmus.config import load_federation
+from isthmus.errors import ConfigError
+from isthmus.privacy.lines import Charged
+from isthmus.privacy.reading import read_ledger
+
+SEED = 5
+
+
+@pytest.fixture
+def isthmus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+    """The command."""
+    return Caller(monkeypatch, capsys)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny BERT that knows the words of tiny catalogues: `./bert`, so that a run's noise is the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_bert(tmp_path / "bert", [*WORDS, "books", "games"], spread=0.3)
+
+
+def tuned(file: Path, encoder: object, train: str = 'train = "text"\nrank = 2\n') -> Path:
+    """A federation that fine-tunes an encoder."""
+    text = file.read_text().replace('encoder = "hash:64"', f'encoder = "{encoder}"')
+    file.write_text(text.replace('train = "all"\nlearning_rate = 0.5\nrivals = 10\n', f"{train}rivals = 10\n"))
+    return file
+
+
+def test_a_federation_fine_tunes_a_text_encoder(
+    tiny_federation: TinyFederation, encoder: Path, isthmus: Caller, tmp_path: Path
+) -> None:
+    """Updates hold U and the weights by age and nothing else, and the encoder stays as it is to the bit.
+
+    The same seed gives the same bytes. What is shipped serves and is fitted; without the encoder, one clear error.
+    """
+    before = (encoder / "model.safetensors").read_bytes()
+    file = tuned(tiny_federation(rounds=2, evaluate_every=1, seed=SEED), "./bert")
+    for out in ("a", "b"):
+        assert isthmus("simulate", file, "--out", tmp_path / out).code == 0
+    run = tmp_path / "a"
+    first, second = ((tmp_path / out / "backbone.safetensors").read_bytes() for out in "ab")
+    assert first == second
+    assert (encoder / "model.safetensors").read_bytes() == before
+
+    # 1. What was released, by the ledger, which names all of it.
+    books = read_ledger(run / "ledgers" / "books.db")
+    assert (books.findings, books.refusals) == ((), ())
+    layers = {f"text.layer.{layer}.{matrix}.up.weight" for layer in (0, 1) for matrix in ("query", "value")}
+    updates = [line for line in books.lines if isinstance(line, Charged) and line.kind == "update"]
+    assert [set(books.layers[line.layers]) for line in updates] == [layers | {"recency.weight"}] * 2
+
+    # 2. What is shipped: changes, and nothing of the encoder.
+    shipped = load_backbone(run / "backbone.safetensors")
+    assert shipped.round > 0, "no round was above the prior: the rest would say nothing; choose another seed"
+    assert shipped.backbone.text.any
+    assert not shipped.backbone.head.weight.any()
+    assert not any("word_embeddings" in name for name in load_file(run / "backbone.safetensors"))
+
+    # 3. It serves, here and at a domain.
+    recommend = ("recommend", "--run", run, "--domain", "books", "--user", "books-user-003")
+    served = isthmus(*recommend)
+    assert served.code == 0
+    assert "books-" in served.out
+    fit = ("fit", file.parent / "books", "--ledger", run / "ledgers" / "books.db", "--out", tmp_path / "serving")
+    assert isthmus(*fit).code == 0
+
+    # 4. Not without the encoder.
+    shutil.move(encoder, tmp_path / "elsewhere")
+    for words in (recommend, fit, ("simulate", file, "--out", tmp_path / "again")):
+        said = isthmus(*words)
+        assert said.code == 2, words
+        assert "'./bert'" in said.err
+        assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("encoder", "train", "words"),
+    [
+        ("hash:64", 'train = "text"\nrank = 2\n', "has no weights"),
+        ("minilm:int8", 'train = "text"\nrank = 2\n', "in 8 bits"),
+        ("minilm", 'train = "text"\n', "needs the `rank`"),
+        (
+            "minilm",
+            'train = "text"\nrank = 2\nalign = "dann"\nalign_weight = 1.0\nalign_domains = ["a", "b"]\n',
+            "moves the",
+        ),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_an_error_in_the_file(
+    tiny_federation: TinyFederation, encoder: str, train: str, words: str
+) -> None:
+    """Before anybody is asked."""
+    file = tuned(tiny_federation(), encoder, train)
+    with pytest.raises(ConfigError, match=words):
+        load_federation(file)
+
+
+def test_other_parts_of_the_file_are_held_against_it(tiny_federation: TinyFederation) -> None:
+    """Distillation, and a start."""
+    file = tuned(tiny_federation(strategy="feddf"), "minilm")
+    with pytest.raises(ConfigError, match="have no text"):
+        load_federation(file)
+    file.write_text(file.read_text().replace("feddf", "fedavg").replace("[backbone]", '[backbone]\nstart = "a"'))
+    with pytest.raises(ConfigError, match="leave it out"):
+        load_federation(file)
+
+
+def test_an_encoder_that_is_no_bert_is_refused_by_name(
+    tiny_federation: TinyFederation, encoder: Path, isthmus: Caller, tmp_path: Path
+) -> None:
+    """Its type is in the error, and nothing was asked of anybody."""
+    config = encoder / "config.json"
+    file = tuned(tiny_federation(), "./bert")
+    assert isthmus("simulate", file, "--out", tmp_path / "warm", "--rounds", 1).code == 0
+    config.write_text(config.read_text().replace('"model_type": "bert"', '"model_type": "gpt2"'))
+    said = isthmus("simulate", file, "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "'gpt2'" in said.err
+
+
+def test_pretraining_refuses_it(tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path) -> None:
+    """Exit 2, before a domain is looked at."""
+    said = isthmus("pretrain", tuned(tiny_federation(), "minilm"), "--out", tmp_path / "start.safetensors")
+    assert said.code == 2
+    assert "cannot begin with a changed text encoder" in said.err
+
+
+def test_an_empirical_audit_refuses_it(tiny_federation: TinyFederation) -> None:
+    """It would fine-tune dozens of encoders; the way out is in the error."""
+    file = tuned(tiny_federation(domains={"books": 40}), "minilm")
+    with target_of([file.parent]) as target, pytest.raises(ConfigError, match="another `train`"):
+        attacks(target)
+
+
+def test_the_defaults_are_those_of_recency(tiny_federation: TinyFederation) -> None:
+    """It trains these numbers as well, by the same loss."""
+    training = load_federation(tuned(tiny_federation(), "minilm")).training
+    assert (training.loss, training.temperature, training.learning_rate) == ("ndcg", 0.03, 5.0)
+    assert training.learns_axes
+    assert np.isclose(training.rank, 2)
