@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.data import load_domain_data
 from isthmus.clients.scorers import rank_users
+from isthmus.clients.text_tower import shipped_reading
 from isthmus.config import load_domain
 from isthmus.features import default_cache_dir, encode_texts
 from isthmus.metrics import bootstrap_ci, ndcg_at_k, paired_bootstrap_ci
@@ -152,7 +153,11 @@ def scores(simulation: Simulation, state: RunState) -> dict[str, NDArray[np.floa
     for config in simulation.domains:
         data = load_domain_data(load_domain(config.folder))
         encoded = encode_texts(data.catalogue.texts, shipped.features.encoder, cache_dir=default_cache_dir(), threads=1)
-        scorer = BackboneScorer(shipped.backbone, torch.from_numpy(shipped.whitening.apply(encoded)))
+        features, read = (
+            torch.from_numpy(shipped.whitening.apply(encoded)),
+            shipped_reading(shipped, data.catalogue.texts),
+        )
+        scorer = BackboneScorer(shipped.backbone, features, read=read)
         users = np.flatnonzero(data.test >= 0)
         found[config.name] = ndcg_at_k(rank_users(scorer, data.before_test, users, data.test[users]), 10)
     return found
