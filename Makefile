@@ -9,23 +9,27 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-# One more than there are cores, because some tests wait; long files first, so that nobody waits for one at the end.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 LONG := tests/deployed/test_kills.py tests/deployed/test_faults.py tests/server/deploy/test_runs.py
 DEPLOYED := $(LONG) $(filter-out $(LONG),$(wildcard tests/deployed/test_*.py))
-FILES := --dist loadfile --no-loadscope-reorder
+# Long files first, so that nobody waits for one at the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench proto install clean
+.PHONY: demo test test-here test-deployed check bench proto install clean
 
 demo: install ## install, run the main job on the built-in demo federation, say where the report is
 	$(BIN)/isthmus simulate
 
 test: install ## all tests, the slow ones and those on real data included
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(FILES) -m "not deployed"
-	@# Real processes against real clocks, two federations at a time, the longest first: most of it is waiting. What
-	@# failed is run once more, one at a time and in sight; what fails twice has failed.
-	$(BIN)/python -m pytest -m deployed --numprocesses 2 $(FILES) $(DEPLOYED) \
-		|| $(BIN)/python -m pytest -m deployed --last-failed --last-failed-no-failures none $(DEPLOYED)
+	@# Several processes compute at a time, each on one core.
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-here test-deployed
+
+test-here: ## what starts no whole federation; gives way to what does
+	nice -n 10 $(PYTEST) -m "not deployed"
+
+test-deployed: ## real processes against real clocks, two federations at a time: half of it is waiting
+	@# What failed is run once more, one at a time and in sight; what fails twice has failed.
+	$(PYTEST) -m deployed -o cache_dir=.pytest_cache/deployed $(DEPLOYED) \
+		|| $(BIN)/python -m pytest -m deployed -o cache_dir=.pytest_cache/deployed --last-failed --last-failed-no-failures none $(DEPLOYED)
 
 check: install ## lint, types, import contracts, documentation and help texts
 	$(BIN)/ruff check .

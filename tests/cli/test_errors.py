@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tests.cli.test_examples import run
+from tests.commands import run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the demo federation."""
     folder = tmp_path_factory.mktemp("mistakes")
-    assert run("isthmus demo demo", folder).returncode == 0
+    assert run("demo", "demo", cwd=folder).returncode == 0
     return folder
 
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_users_mistake_gets_one_clear_error(folder: Path, line: str, code: int, words: str) -> None:
     """Exit code and words, no traceback, nothing on stdout."""
-    done = run(line, folder)
+    done = run(*line.split()[1:], cwd=folder)
     assert done.returncode == code, done.stderr
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests import commands
 from tests.cli.test_help import examples
+from tests.server.deploy.running import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -40,17 +42,6 @@ _SERVICES = {"isthmus vault": "listening at "}
 """Verbs that go on until they are stopped, and what they say once they are up."""
 
 
-def command(line: str) -> list[str]:
-    """A line of the documentation, with this interpreter's `isthmus`."""
-    _, *arguments = shlex.split(line)
-    return [sys.executable, "-c", "from isthmus.cli import main; main()", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """Of a command."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"}
-
-
 _ELSEWHERE = {
     "isthmus server up": "runs until it is stopped: tests/server/deploy/test_up.py",
     "isthmus server run": "needs a server and nodes: tests/server/deploy/test_runs.py",
@@ -70,21 +61,25 @@ _ELSEWHERE = {
 """Examples that cannot run one after the other, and where the command is tested instead."""
 
 
-def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of the documentation in a folder."""
-    return subprocess.run(command(line), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+def arguments(line: str) -> list[str]:
+    """Of a line of the documentation."""
+    return shlex.split(line)[1:]
+
+
+def fresh(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of the documentation in a folder, by a new interpreter, as whoever types it does."""
+    command = [sys.executable, "-c", "from isthmus.cli import main; main()", *arguments(line)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def serve(line: str, words: str, cwd: Path) -> tuple[int, str]:
     """Start a line of the documentation, stop it once it says that it is up: exit code, and what it said."""
-    with subprocess.Popen(command(line), cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = ""
-        for told in process.stderr:
-            said += told
-            if words in told:
-                process.terminate()
-        return process.wait(timeout=60), said
+    log = cwd / "served.log"
+    process = commands.begin(*arguments(line), cwd=cwd, err=log)
+    eventually(lambda: (log.exists() and words in log.read_text()) or process.poll() is not None, 60, "it is up")
+    process.terminate()
+    return process.wait(timeout=60), log.read_text()
 
 
 def of_the_readme() -> list[str]:
@@ -101,7 +96,7 @@ def test_every_command_of_the_readme_and_every_example_works_as_printed(tmp_path
     readme = of_the_readme()
     assert len(readme) >= 5
     for line in (*readme, *(found[words] for words in _ORDER if found[words] not in readme)):
-        done = run(line, tmp_path)
+        done = fresh(line, tmp_path) if line in readme else commands.run(*arguments(line), cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip(), line
     for words, up in _SERVICES.items():

@@ -4,10 +4,7 @@ with running(folder, socket=tmp_path / "v.sock", seed=5, ledger=tmp_path / "ledg
     vault = process.remote()
 """
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +13,9 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.commands import Command, begin
 
 from isthmus.clients.remote import RemoteVault, remote_vault
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(kw_only=True)
@@ -33,7 +29,7 @@ class VaultProcess:
         settings: A client's, for an address with TLS.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Command
     address: str
     log: Path
     settings: dict[str, str]
@@ -66,19 +62,13 @@ class VaultProcess:
         return self.process.wait(timeout=30)
 
 
-def start(*arguments: str, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+def start(*arguments: str, log: Path, cwd: Path | None = None) -> Command:
     """The command, as a process."""
-    with log.open("ab") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-c", "from isthmus.cli import main; main()", "vault", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"},
-            cwd=cwd,
-            stderr=stderr,
-            stdout=subprocess.DEVNULL,
-        )
+    log.touch()
+    return begin("vault", *arguments, err=log, cwd=cwd)
 
 
-def wait_until_listening(process: subprocess.Popen[bytes], log: Path, *, since: int = 0) -> str:
+def wait_until_listening(process: Command, log: Path, *, since: int = 0) -> str:
     """The address that it says."""
     until = time.monotonic() + 60
     while time.monotonic() < until:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.commands import Command, begin
 from tests.other_user import ROOT, as_user
 from tests.server.deploy.conftest import new_server
 from tests.server.deploy.running import below
@@ -34,8 +35,8 @@ from isthmus.server.deploy.settings import ServerConfig
 
 ISTHMUS = (sys.executable, "-c", "from isthmus.cli import main; main()")
 
-_SELDOM = "\n[polling]\ntasks = 0.5\nreplies = 0.5\n"
-"""Half of the looks: several coordinators run at a time, and most of what they do is look."""
+_SELDOM = "\n[polling]\ntasks = 2.0\nreplies = 1.0\n"
+"""Few looks: several coordinators run at a time, and most of what they do is look."""
 
 
 @dataclass
@@ -49,8 +50,9 @@ class Deployment:
     """
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="isthmus-deployed-")))
-    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    processes: dict[str, "subprocess.Popen[bytes] | Command"] = field(default_factory=dict)
     config: ServerConfig | None = None
+    _said: dict[int, Path] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self.folder.chmod(0o755)
@@ -117,24 +119,19 @@ class Deployment:
         """Run a command in the coordinator's folder to its end; what it says."""
         return self.ended(self.begin(*words), code=code)
 
-    def begin(self, *words: object) -> "subprocess.Popen[bytes]":
+    def begin(self, *words: object) -> Command:
         """Start a command in the coordinator's folder; `ended` waits for it."""
         assert self.config is not None
-        command = [*ISTHMUS, *map(str, words)]
-        process = subprocess.Popen(
-            command,
-            cwd=self.config.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        said = Path(tempfile.mkstemp(dir=self.folder, prefix="command-")[1])
+        process = begin(*words, out=said, err=said, cwd=self.config.folder, environment=self.environment)
         self.processes[f"command {process.pid}"] = process
+        self._said[process.pid] = said
         return process
 
-    def ended(self, process: "subprocess.Popen[bytes]", *, code: int = 0) -> str:
+    def ended(self, process: Command, *, code: int = 0) -> str:
         """Wait until a command has ended, with this exit code; what it said."""
-        said = process.communicate()[0].decode()
+        process.wait()
+        said = self._said.pop(process.pid).read_text()
         del self.processes[f"command {process.pid}"]
         assert process.returncode == code, f"{process.args!r}: {process.returncode}\n{said}\n{self.logs()}"
         return said

@@ -1,11 +1,8 @@
 """kill -9 at any moment, the same command again: the same backbone, and nobody charged less than released."""
 
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,32 +10,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from tests.commands import Command, begin
 from tests.simulation.conftest import Factory
 
 from isthmus.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 
-
-def start(file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(file: Path, out: Path, *options: str) -> Command:
     """Start `isthmus simulate` as a process of its own."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from isthmus.cli import main; main()",
-            "simulate",
-            str(file),
-            "--out",
-            str(out),
-            *options,
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return begin("simulate", file, "--out", out, *options)
 
 
 def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path: Path) -> None:
@@ -54,7 +36,7 @@ def test_a_killed_run_ends_with_the_same_backbone(federation: Factory, tmp_path:
         try:
             process.wait(timeout=moments.uniform(0.3, 0.7) * lifetime)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             killed += 1
         process.wait()
         for name in ("books", "games"):

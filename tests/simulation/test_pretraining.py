@@ -1,15 +1,13 @@
 """Pre-training in the open: on public histories alone, and a federation that starts from what comes of it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.commands import run
 from tests.simulation.conftest import Factory
 from tests.starts import arrays_of, start_from, write_start
 
@@ -29,7 +27,6 @@ from isthmus.simulation.derived import derive
 from isthmus.simulation.pretraining import pretrain
 from isthmus.simulation.run import Watcher
 
-ROOT = Path(__file__).parents[2]
 POLICY = 'approved_by = "us"\napproved_on = 2026-11-27\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n[allow]\n'
 
 
@@ -39,13 +36,7 @@ class Silent(Watcher):
 
 def isthmus(*words: object, code: int = 0) -> str:
     """Run a command in a process of its own; everything that it says."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from isthmus.cli import main; main()", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(*words)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 
 from isthmus.server.deploy.control import Control
 from isthmus.server.deploy.settings import ServerConfig
@@ -21,7 +22,7 @@ ISTHMUS = (sys.executable, "-c", "from isthmus.cli import main; main()")
 
 def call(folder: Path, *words: object, code: int = 0) -> str:
     """Call `isthmus` in a folder; returns what it printed, or what it said where it failed as expected."""
-    done = subprocess.run([*ISTHMUS, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False)
+    done = commands.run(*words, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stdout + done.stderr
 

@@ -26,7 +26,7 @@ from isthmus.server.deploy.runs import Progress, _keep_federation, begin_run, la
 from isthmus.server.deploy.settings import ServerConfig
 
 STEPS = {"books": 0.01, "games": 0.03}
-_WAITING = "deadline = 40\njoining = 40\n\n[polling]\ntasks = 0.5\nreplies = 0.5\n"
+_WAITING = "deadline = 40\njoining = 40\n\n[polling]\ntasks = 2.0\nreplies = 1.0\n"
 
 
 def scripted() -> Bundle:
@@ -74,7 +74,7 @@ class Nodes:
         environment = {
             **os.environ,
             "FLWR_HOME": str(self.config.folder / f"{name}-home"),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
