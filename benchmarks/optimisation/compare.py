@@ -153,10 +153,8 @@ def scores(simulation: Simulation, state: RunState) -> dict[str, NDArray[np.floa
     for config in simulation.domains:
         data = load_domain_data(load_domain(config.folder))
         encoded = encode_texts(data.catalogue.texts, shipped.features.encoder, cache_dir=default_cache_dir(), threads=1)
-        features, read = (
-            torch.from_numpy(shipped.whitening.apply(encoded)),
-            shipped_reading(shipped, data.catalogue.texts),
-        )
+        features = torch.from_numpy(shipped.whitening.apply(encoded))
+        read = shipped_reading(shipped, data.catalogue.texts)
         scorer = BackboneScorer(shipped.backbone, features, read=read)
         users = np.flatnonzero(data.test >= 0)
         found[config.name] = ndcg_at_k(rank_users(scorer, data.before_test, users, data.test[users]), 10)
