@@ -38,6 +38,8 @@ def first_state(federation: FederationConfig, moments: dict[str, TextMoments], r
     whitening = _axes(federation, moments, start)
     arrays = _arrays(_fresh(federation, whitening))
     if start is not None:
+        if isinstance(start.backbone, Backbone) and start.backbone.text is not None:
+            raise ConfigError(f"{federation.start_path}: it changes a text encoder, and no federation can begin so")
         arrays |= _arrays(start.backbone)  # all of them but a domain classifier, which starts at zero
     if federation.digest() != digest:
         raise ConfigError(f"{federation.start_path} was changed while it was read; start again")
@@ -59,7 +61,7 @@ def text_prior_of(arrays: Arrays, shape: BackboneConfig) -> Arrays:
     """The same parameters with everything undone that makes a difference to the text prior.
 
     Args:
-        arrays: Shared parameters.
+        arrays: Shared parameters, none of them a change of a text encoder: no start has any.
         shape: Theirs.
 
     Guarantees:

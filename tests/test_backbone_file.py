@@ -14,14 +14,15 @@ from isthmus.backbone_file import ShippedBackbone, load_backbone, save_backbone
 from isthmus.config import BackboneConfig, FeatureConfig
 from isthmus.errors import RunError
 from isthmus.features import Whitening
+from isthmus.text_changes import TextShape
 
 SHAPE = BackboneConfig(width=8, layers=1, heads=2, feedforward=8, positions=5)
 
 
-def make_shipped(seed: int = 0) -> ShippedBackbone:
+def make_shipped(seed: int = 0, *, text: TextShape | None = None) -> ShippedBackbone:
     """A trained-looking backbone with a whitening from 10 to 6 dimensions."""
     torch.manual_seed(seed)
-    backbone = Backbone(6, SHAPE)
+    backbone = Backbone(6, SHAPE, text=text)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.normal_()
@@ -87,5 +88,34 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "typo", metadata=typo)
     (tmp_path / "folder").mkdir()
     for name in (*variants, "no-header", "missing", "surplus", "wide", "typo", "folder"):
+        with pytest.raises(RunError, match="not a backbone of this version"):
+            load_backbone(tmp_path / name)
+
+
+def test_changes_of_a_text_encoder_come_back_or_are_refused(tmp_path: Path) -> None:
+    """A layer too far, a layer too few, no rank, a vector, another rank, no number: nothing is made of any of them."""
+    file = tmp_path / "b.safetensors"
+    shipped = make_shipped(text=TextShape(layers=2, width=4, rank=3))
+    save_backbone(file, shipped)
+    back = load_backbone(file).backbone
+    assert back.text.shape == shipped.backbone.text.shape
+    assert back.text.digest() == shipped.backbone.text.digest()
+    tensors = load_file(file)
+    with safe_open(file, framework="np") as opened:
+        metadata = opened.metadata()
+    first, last = "text.layer.0.query.up.weight", "text.layer.1.value.up.weight"
+    far = "text.layer.9999.query.up.weight"
+    variants = {
+        "far": {**tensors, far: tensors[first]},
+        "farther": {**tensors, far.replace("9999", "9" * 5000): tensors[first]},
+        "few": {name: tensor for name, tensor in tensors.items() if ".layer.0." not in name},
+        "half": {name: tensor for name, tensor in tensors.items() if name != first},
+        "rankless": {name: tensor[:, :0] if "text" in name else tensor for name, tensor in tensors.items()},
+        "vector": {**tensors, last: tensors[last][0]},
+        "other": {**tensors, first: np.zeros((4, 2), np.float32)},
+        "nan": {**tensors, last: np.full((4, 3), np.nan, np.float32)},
+    }
+    for name, changed in variants.items():
+        save_file({key: np.ascontiguousarray(tensor) for key, tensor in changed.items()}, tmp_path / name, metadata)
         with pytest.raises(RunError, match="not a backbone of this version"):
             load_backbone(tmp_path / name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -95,6 +96,9 @@ def load_backbone(path: Path) -> ShippedBackbone:
         with safe_open(path, framework="np") as file:
             header = json.loads(file.metadata()["isthmus"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+        if broken:
+            raise ValueError(f"{broken[0]} is not finite")
         whitening = Whitening(mean=tensors.pop(f"{_PREFIX}mean"), matrix=tensors.pop(f"{_PREFIX}matrix"))
         shape = BackboneConfig.model_validate(header["backbone"])
         backbone = make_backbone(whitening.matrix.shape[1], shape, text=shape_in(tensors))

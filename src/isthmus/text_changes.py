@@ -29,7 +29,7 @@ SCALE = 1 / 8
 """Of D, as LoRA has a scale beside its factors. With it users' gradients of the changes are about as long as those of
 the weights by age, so that one clip and one learning rate do for both (docs/experiments.md has the lengths)."""
 
-_NAME = re.compile(r"text\.layer\.(\d+)\.(query|value)\.up\.weight")
+_NAME = re.compile(r"text\.layer\.([0-9]{1,4})\.(query|value)\.up\.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +151,14 @@ def shape_in(tensors: Mapping[str, np.ndarray]) -> TextShape | None:
 
     Args:
         tensors: By name.
+
+    Raises:
+        ValueError: If they are of layers that do not follow each other, or no matrices: nothing is made of them then.
     """
     layers = {int(found[1]): tensor.shape for name, tensor in tensors.items() if (found := _NAME.fullmatch(name))}
     if not layers:
         return None
-    width, rank = layers[max(layers)]
-    return TextShape(layers=max(layers) + 1, width=width, rank=rank)
+    shape = layers[max(layers)]
+    if len(layers) != max(layers) + 1 or len(shape) != 2 or 0 in shape:
+        raise ValueError(f"its changes of a text encoder are of layers {sorted(layers)[:5]}, the last one {shape}")
+    return TextShape(layers=len(layers), width=shape[0], rank=shape[1])

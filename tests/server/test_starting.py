@@ -1,5 +1,6 @@
 """A run begins with what was trained in the open, and ships it only while nothing released speaks against it."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from tests.server.scripted import Gains, run_script
 from tests.starts import arrays_of, start_from, write_start
 
 from isthmus.backbone import Backbone, text_prior
+from isthmus.backbone_file import save_backbone
 from isthmus.config import load_federation
+from isthmus.errors import ConfigError
 from isthmus.server.shipping import shipped_backbone
+from isthmus.text_changes import TextShape
 
 
 @pytest.mark.parametrize(
@@ -85,3 +89,15 @@ def test_an_aligned_run_adds_a_classifier_to_its_start(tiny_federation: TinyFede
     assert {first.arrays[name].shape for name in classifier} == {(3, 8), (3,)}
     assert not any(first.arrays[name].any() for name in classifier)
     assert all(outcome.status == "ok" for outcome in second.history[-1].outcomes.values())
+
+
+def test_a_start_that_changes_a_text_encoder_is_refused(tiny_federation: TinyFederation, tmp_path: Path) -> None:
+    """No command writes such a file; a run from it would end with every domain's refusal."""
+    file = tiny_federation(evaluate_every=0)
+    path = file.parent / "start.safetensors"
+    start = write_start(path, file, axes=True, dim=4)
+    changed = Backbone(4, start.backbone.config, text=TextShape(layers=1, width=4, rank=2))
+    save_backbone(path, dataclasses.replace(start, backbone=changed))
+    start_from(file, "start.safetensors")
+    with pytest.raises(ConfigError, match="changes a text encoder, and no federation can begin so"):
+        run_script(file, Gains({}), tmp_path / "a", rounds=1)

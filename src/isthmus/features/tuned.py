@@ -34,19 +34,34 @@ def text_shape(features: FeatureConfig, training: TrainingConfig) -> TextShape |
     """Shape of the changes that a recipe trains; None where it trains no text encoder. No weights are loaded.
 
     Raises:
-        ConfigError: If the encoder is not here, or is made in another way than BERT.
+        ConfigError: If the encoder is not here, is made in another way than BERT, or is narrower than the rank.
     """
     if training.train is not Trained.TEXT:
         return None
     assert training.rank is not None  # noqa: S101 - or the configuration were refused
-    folder = find_model_folder(features.encoder)
+    shape = _shape(find_model_folder(features.encoder), rank=training.rank)
+    if shape.rank > shape.width:
+        raise ConfigError(
+            f"`training.rank` is {shape.rank}, and encoder {features.encoder!r} is {shape.width} wide: no matrix of it "
+            f"has a higher rank than that; 4 is a usual one"
+        )
+    return shape
+
+
+def _shape(folder: ModelFolder, *, rank: int) -> TextShape:
+    """Shape of changes of an encoder.
+
+    Raises:
+        ConfigError: If it cannot have any.
+    """
     config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") not in _FAMILIES or not isinstance(config.get("num_hidden_layers"), int):
+    layers = config.get("num_hidden_layers")
+    if config.get("model_type") not in _FAMILIES or not isinstance(layers, int):
         raise ConfigError(
             f'`train = "text"` changes the attention of a BERT ({", ".join(_FAMILIES)}), and encoder '
-            f"{features.encoder!r} is of type {config.get('model_type')!r}; choose another, or train something else"
+            f"{folder.name!r} is of type {config.get('model_type')!r}; choose another, or train something else"
         )
-    return TextShape(layers=config["num_hidden_layers"], width=folder.dim, rank=training.rank)
+    return TextShape(layers=layers, width=folder.dim, rank=rank)
 
 
 @contextmanager
@@ -126,12 +141,29 @@ def tuned_features(  # noqa: PLR0913 - keyword-only after what is encoded
         (items, features), zero for blank texts.
 
     Raises:
-        ConfigError: If the encoder is not here.
+        ConfigError: If the encoder is not here, or is none that these are changes of.
     """
     if changes is None or not changes.any:
         return None
     try:
-        tuned = TunedEncoder(folder=find_model_folder(encoder), changes=changes)
+        tuned = TunedEncoder(folder=_changeable(encoder, changes.shape), changes=changes)
     except ConfigError as error:
         raise ConfigError(f"this backbone has changes of its text encoder and needs it to serve: {error}") from None
     return whitening.apply(encode_texts(texts, tuned, cache_dir=cache_dir, threads=threads))
+
+
+def _changeable(encoder: str, shape: TextShape) -> ModelFolder:
+    """The encoder of that name, if changes of that shape can be of it.
+
+    Raises:
+        ConfigError: If they cannot.
+    """
+    folder = find_model_folder(encoder)
+    here = _shape(folder, rank=shape.rank)
+    if folder.int8 or here != shape:
+        bits = " in 8 bits" if folder.int8 else ""
+        raise ConfigError(
+            f"encoder {encoder!r} has {here.layers} layers of width {here.width}{bits} here, and the changes are of "
+            f"{shape.layers} layers of width {shape.width}; put the model there that the run was trained with"
+        )
+    return folder
