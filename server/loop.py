@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from isthmus.backbone import trained_parameters, without_classifier
 from isthmus.config import FederationConfig
 from isthmus.errors import Refused, RunError
+from isthmus.features.tuned import text_shape
 from isthmus.packing import arrays_digest, from_array_record, pack, to_array_record
 from isthmus.privacy.requests import sign_request
 from isthmus.records import DELIVERY, Recipe, RoundReply, RoundRequest, content_bytes, recipe_of
@@ -67,8 +68,10 @@ def run_rounds(  # noqa: PLR0913 - keyword-only
         patience: How long to wait for whom.
 
     Raises:
+        ConfigError: If a text encoder is to be trained that is not here; nobody was asked for anything then.
         RunError: If too few domains answer, or the checkpoint is another run's. What is finished is on disk.
     """
+    text_shape(federation.features, federation.training)
     # 1. Meet the domains: their names, and the moments of their public text.
     meeting = Meeting(grid, RoundRequest(run=run, round=0, recipe=recipe_of(federation, "")), heads, patience)
     meeting.gather()

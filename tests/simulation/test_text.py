@@ -1,5 +1,6 @@
 """A text encoder is fine-tuned by a federation from end to end: real messages, two rounds, and what is served then."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.cli.called import Caller
 from tests.conftest import WORDS, TinyFederation
+from tests.server.test_loop import Stopped, Vaults, Watch, assert_equal
 from tests.tiny_bert import write_tiny_bert
 
 from isthmus.backbone_file import load_backbone
@@ -16,6 +18,9 @@ from isthmus.config import load_federation
 from isthmus.errors import ConfigError
 from isthmus.privacy.lines import Charged
 from isthmus.privacy.reading import read_ledger
+from isthmus.server.shipping import shipped_backbone
+from isthmus.simulation.noise_free import run_noise_free
+from isthmus.strategies.guarded import OK
 
 SEED = 5
 
@@ -88,6 +93,44 @@ def test_a_federation_fine_tunes_a_text_encoder(
 
 
 @pytest.mark.parametrize(
+    ("strategy", "every", "more"),
+    [
+        ("fedadam", 1, ""),
+        ("fedavg", 1, "average = 0.5"),
+        ("fedavg", 1, "domains_per_round = 1"),
+        ("leave_one_out", 0, "compare_every = 1"),
+    ],
+)
+def test_a_stopped_run_of_changes_ends_as_one_that_never_was(  # noqa: PLR0917 - a test of every strategy
+    tiny_federation: TinyFederation, encoder: Path, tmp_path: Path, strategy: str, every: int, more: str
+) -> None:
+    """To the bit, whatever the server makes of the updates; and what would be shipped has the changes."""
+    file = tuned(tiny_federation(strategy=strategy, evaluate_every=every, rounds=2), "./bert")
+    file.write_text(f"{file.read_text()}{more}\n")
+    vaults = Vaults(file, tmp_path)
+    whole = vaults.start("whole", Watch(), rounds=2)
+    told = [each for record in whole.history for each in (record.outcomes, record.evaluations)]
+    assert {outcome.status for each in told for outcome in each.values()} == {OK}
+    with pytest.raises(Stopped):
+        vaults.start("stopped", Watch(1), rounds=2)
+    assert_equal(vaults.start("stopped", Watch(), rounds=2), whole)
+    assert any(array.any() for name, array in whole.arrays.items() if name.startswith("text."))
+    best = whole.average or whole.arrays
+    shipped = shipped_backbone(dataclasses.replace(whole, best=best), load_federation(file)).backbone
+    for name, parameter in shipped.text.named_parameters():
+        np.testing.assert_array_equal(parameter.detach(), best[f"text.{name}"])
+
+
+def test_the_reference_without_noise_trains_it(tiny_federation: TinyFederation, encoder: Path, tmp_path: Path) -> None:
+    """`isthmus sweep --noise-free`: by a vault of its own, and the same trainer."""
+    file = tuned(tiny_federation(rounds=1, evaluate_every=1), "./bert")
+    shipped = run_noise_free(file, seed=SEED, rounds=1, out=tmp_path / "out", listener=Watch())
+    assert shipped.backbone.text is not None
+    checkpoint = load_file(tmp_path / "out" / "checkpoint.safetensors")
+    assert checkpoint["arrays:text.layer.0.query.up.weight"].any()
+
+
+@pytest.mark.parametrize(
     ("encoder", "train", "words"),
     [
         ("hash:64", 'train = "text"\nrank = 2\n', "has no weights"),
@@ -119,17 +162,40 @@ def test_other_parts_of_the_file_are_held_against_it(tiny_federation: TinyFedera
         load_federation(file)
 
 
-def test_an_encoder_that_is_no_bert_is_refused_by_name(
-    tiny_federation: TinyFederation, encoder: Path, isthmus: Caller, tmp_path: Path
+@pytest.mark.parametrize(
+    ("rank", "changed", "words"),
+    [
+        (2, ('"model_type": "bert"', '"model_type": "gpt2"'), "is of type 'gpt2'"),
+        (2, ('"model_type": "bert",', ""), "is of type None"),
+        (2, ("{", "{{"), "not valid JSON"),
+        (17, ("", ""), "`training.rank` is 17, and encoder './bert' is 16 wide"),
+    ],
+)
+def test_an_encoder_that_cannot_be_trained_is_refused_by_name(  # noqa: PLR0917 - fixtures and cases
+    tiny_federation: TinyFederation,
+    encoder: Path,
+    isthmus: Caller,
+    tmp_path: Path,
+    rank: int,
+    changed: tuple[str, str],
+    words: str,
 ) -> None:
-    """Its type is in the error, and nothing was asked of anybody."""
+    """One error, before a table is opened, a text encoded or anybody asked."""
     config = encoder / "config.json"
-    file = tuned(tiny_federation(), "./bert")
-    assert isthmus("simulate", file, "--out", tmp_path / "warm", "--rounds", 1).code == 0
-    config.write_text(config.read_text().replace('"model_type": "bert"', '"model_type": "gpt2"'))
+    config.write_text(config.read_text().replace(*changed, 1))
+    file = tuned(tiny_federation(), "./bert", f'train = "text"\nrank = {rank}\n')
+    (file.parent / "books" / "items.csv").unlink()
     said = isthmus("simulate", file, "--out", tmp_path / "run")
     assert said.code == 2
-    assert "'gpt2'" in said.err
+    assert words in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(("rank", "words"), [(0, "greater than or equal to 1"), (257, "less than or equal to 256")])
+def test_a_rank_out_of_range_is_an_error_in_the_file(tiny_federation: TinyFederation, rank: int, words: str) -> None:
+    """By the bounds of the key."""
+    with pytest.raises(ConfigError, match=words):
+        load_federation(tuned(tiny_federation(), "minilm", f'train = "text"\nrank = {rank}\n'))
 
 
 def test_pretraining_refuses_it(tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path) -> None:
@@ -151,4 +217,4 @@ def test_the_defaults_are_those_of_recency(tiny_federation: TinyFederation) -> N
     training = load_federation(tuned(tiny_federation(), "minilm")).training
     assert (training.loss, training.temperature, training.learning_rate) == ("ndcg", 0.03, 5.0)
     assert training.learns_axes
-    assert np.isclose(training.rank, 2)
+    assert training.rank == 2

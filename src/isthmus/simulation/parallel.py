@@ -3,8 +3,9 @@
     print(ray_note(federation, domains, rounds=10, backend="ray", cores=8))
 
 The estimate reads configuration only: users in an expected batch, steps, parameters and positions. It knows no
-histories shorter than a backbone's positions, so it is an upper bound of the training, and says nothing of private
-heads, which are fitted in this process after the last round whatever the backend.
+histories shorter than a backbone's positions, so it is an upper bound of the training (of a text encoder, for texts of
+a usual length), and says nothing of private heads, which are fitted in this process after the last round whatever the
+backend.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,17 @@ from collections.abc import Sequence
 from isthmus.config import DomainConfig, FederationConfig
 from isthmus.custom_backbone import make_backbone
 from isthmus.features import encoder_dim
+from isthmus.features.tuned import text_shape
 
 _EACH = 0.9e-9
 """CPU-seconds of one parameter's gradient for one user at one position; 0.85e-9 to 0.97e-9 in four shapes of backbone
 (84,800 to 300,416 parameters, 20 and 50 positions), on one core of an AMD EPYC, 2026-11-27, with Opacus' hooks: for
 the book-keeping engine, which takes less, an upper bound."""
+
+_EACH_OF_TEXT = 8e-11
+"""The same of one weight in the layers of a text encoder, for one token: 0.10 CPU-seconds went into a user with five
+texts of 24 tokens in the mean, through the 10.6 million of MiniLM (docs/experiments.md, 2026-11-27)."""
+_TOKENS = 24  # of a text, for want of anything better: the estimate opens no table
 
 RAY_START = 20.0
 """Seconds that Ray and its workers take before the first answer; 43 were measured on two cores that six others used."""
@@ -28,10 +35,12 @@ def work_of(federation: FederationConfig, domains: Sequence[DomainConfig]) -> li
     """CPU-seconds that one round of training takes in each domain, at most, on one core."""
     features = federation.features.dim or encoder_dim(federation.features.encoder)
     backbone = make_backbone(features, federation.backbone.shape)
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    each = _EACH * sum(parameter.numel() for parameter in backbone.parameters())
+    text = text_shape(federation.features, federation.training)
+    if text is not None:
+        each += _EACH_OF_TEXT * 12 * text.layers * text.width**2 * _TOKENS  # 12: four of attention, eight between
     return [
-        _EACH
-        * parameters
+        each
         * min(federation.backbone.positions, domain.split.max_history)
         * domain.privacy.expected_batch
         * domain.privacy.steps_per_round

@@ -19,6 +19,7 @@ from isthmus.custom_backbone import require_installed
 from isthmus.durable import write_durably
 from isthmus.errors import BudgetExhausted, ConfigError, PolicyRefused, Refused, RunError
 from isthmus.features import encoder_dim
+from isthmus.features.tuned import text_shape
 from isthmus.privacy.entries import LedgerEntry
 from isthmus.privacy.ledger import Ledger
 from isthmus.privacy.plan import plan_for
@@ -87,13 +88,15 @@ def prepare(
         backend: `in-process`, or `ray` for many cores.
 
     Raises:
-        ConfigError: If a file is wrong, or a custom backbone is not installed here or breaks its protocol.
+        ConfigError: If a file is wrong, a custom backbone is not installed here or breaks its protocol, or a text
+            encoder that is to be trained is not here or is no BERT.
         RunError: If the folder holds another run, or this machine allows too few open files for so many domains.
         BudgetExhausted: If the whole run does not fit into what is left of a domain's budget.
         Refused: If a domain's policy is against the run. Each refusal is in the ledger of the domain that it is about.
     """
     federation = load_federation(file)
     require_installed(federation.backbone)
+    text_shape(federation.features, federation.training)  # or its encoder cannot be trained
     if seed is not None:
         federation = federation.model_copy(update={"seed": seed})
     if rounds is not None and rounds < 1:
