@@ -219,11 +219,12 @@ def _read(changes: TextChanges, ages: int, users: TrainingSet, batch: Batch) -> 
 
 
 def _sizes(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int) -> NDArray[np.int64]:
-    """(users,) of what is worked on at once for each: positions, or tokens of their texts."""
+    """(users,) of what is worked on at once for each: positions, or the tokens of their texts where they are more."""
+    lengths = np.minimum(users.histories.lengths()[chosen], positions)
     if users.tower is None:
-        return np.minimum(users.histories.lengths()[chosen], positions)
+        return lengths
     rows = [users.histories.row(int(user))[-positions - 1 : -1] for user in chosen]
-    return np.array([users.tower.tokens[row].sum() for row in rows], np.int64)
+    return np.maximum(lengths, np.array([users.tower.tokens[row].sum() for row in rows], np.int64))
 
 
 def make_batch(users: TrainingSet, chosen: NDArray[np.int64], *, positions: int, losses: int) -> Batch:

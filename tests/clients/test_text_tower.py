@@ -19,15 +19,16 @@ from tests.clients.sensitivity import (
 )
 from tests.clients.test_sensitivity_choices import Inside
 from tests.clients.text_cases import TEXT, text_case
+from tests.tiny_bert import write_tiny_bert
 
 from isthmus.backbone import Backbone, shared_parameters, trained_parameters
-from isthmus.clients import text_tower
+from isthmus.clients import text_tower, trainer
 from isthmus.clients.backbone_scorer import BackboneScorer
 from isthmus.clients.requested import requested_backbone
 from isthmus.clients.text_tower import TextTower, history_features
 from isthmus.clients.trainer import make_batch, user_losses
 from isthmus.config import Augment, Clipping, EngineName, FeatureConfig, Precision, Trained, TrainingConfig
-from isthmus.errors import EngineError, Refused
+from isthmus.errors import ConfigError, EngineError, Refused
 from isthmus.records import Recipe
 from isthmus.text_changes import Rows, TextChanges, TextShape, fixed_factor
 
@@ -150,18 +151,69 @@ def test_only_what_a_loss_looks_at_is_encoded(encoder: Path) -> None:
     assert not needed[:, 0].any()
 
 
-def test_a_domain_without_the_encoder_refuses_before_anything(encoder: Path, tmp_path: Path) -> None:
-    """With the encoder's name; with it, parameters of another rank are none of its recipe."""
+def test_a_domain_without_the_encoder_refuses_before_anything(
+    encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the name that was asked for and no word about this machine, so nobody can look around on it by asking.
+
+    With another model under the name, or another rank, the parameters are none of the recipe's.
+    """
     case = text_case(encoder, LENGTHS, seed=1)
     case.backbone.float()
     arrays = {name: one.detach().numpy() for name, one in shared_parameters(case.backbone).items()}
-    for named, training, words in (
-        (str(tmp_path / "nowhere"), TEXT, "nowhere"),
-        (str(encoder), choosing(rank=3), "must be finite and of shape"),
+    longer = {"text.layer.2.query.up.weight": np.zeros((16, 2), np.float32)}
+    (tmp_path / "empty").mkdir()
+    for named, training, sent, words in (
+        (str(tmp_path / "nowhere"), TEXT, arrays, "nowhere' cannot be trained in this domain"),
+        (str(tmp_path / "empty"), TEXT, arrays, "empty' cannot be trained in this domain"),
+        (str(encoder), choosing(rank=17), arrays, "cannot be trained in this domain"),
+        (str(encoder), choosing(rank=3), arrays, "must be finite and of shape"),
+        (str(encoder), TEXT, arrays | longer, "the text encoder of this domain is another model"),
     ):
         recipe = Recipe(features=FeatureConfig(encoder=named), backbone=SHAPE, training=training, whitening="")
-        with pytest.raises(Refused, match=words):
-            requested_backbone(recipe, arrays, case.whitening, domains=0)
+        caplog.clear()
+        with pytest.raises(Refused, match=words) as refusal:
+            requested_backbone(recipe, sent, case.whitening, domains=0)
+        if "in this domain;" in str(refusal.value):
+            (record,) = caplog.records
+            why = str(record.args[0])
+            assert why not in str(refusal.value)
+            assert any(word in why for word in ("neither a known name", "no config.json", "16 wide"))
+
+
+def test_another_model_under_the_name_is_said_and_not_served(encoder: Path, tmp_path: Path) -> None:
+    """One of another width, no BERT at all, and one in 8 bits, through which changes would not go."""
+    case = text_case(encoder, LENGTHS, seed=1)
+    backbone = case.backbone.float()
+    wide = write_tiny_bert(tmp_path / "wide", ["red"])
+    config = wide / "config.json"
+    original = config.read_text()
+    for named, text, words in (
+        (str(wide), original.replace('"hidden_size": 16', '"hidden_size": 32'), "has 2 layers of width 32 here"),
+        (str(wide), original.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "has 3 layers of width 16"),
+        (str(wide), original.replace('"model_type": "bert"', '"model_type": "gpt2"'), "of type 'gpt2'"),
+        (f"{wide}:int8", original, "of width 16 in 8 bits here"),
+    ):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match="needs it to serve") as error:
+            history_features(backbone, case.texts, named, case.whitening, cache_dir=None)
+        assert words in str(error.value)
+
+
+def test_a_piece_holds_as_many_users_as_its_tokens_and_positions_allow(encoder: Path) -> None:
+    """Tokens where there are more of them than positions; a blank text has none, and its position counts."""
+    case = text_case(encoder, [4, 1], seed=2)
+    users = dataclasses.replace(case, rows=((0, 1, 2, 4), (3, 3, 3, 5), (5,), ())).users()
+    sizes = trainer._sizes(users, np.arange(4), positions=2)
+    assert sizes.tolist() == [users.tower.tokens[[1, 2]].sum(), 2, 1, 0]
+
+
+@pytest.mark.parametrize("engine", EngineName)
+def test_users_without_a_text_are_a_batch_like_any(encoder: Path, engine: EngineName) -> None:
+    """A blank one, no event, nothing: no layer is used, and what is trained stays exactly as it is."""
+    case = text_case(encoder, [4, 1], seed=2)
+    case = dataclasses.replace(case, rows=((3, 3, 5), (5,), ()), chosen=(True,) * 3)
+    assert not Served(training=TEXT, engine=engine)(case).any()
 
 
 def test_the_fixed_factor_is_the_same_everywhere_and_no_other_is_like_it() -> None:
@@ -207,10 +259,33 @@ class Shared(TextTower):
         return found.index_put(tuple(places.T), once[tuple(places[first].T)])
 
 
-def test_the_check_catches_items_that_are_shared_between_users(encoder: Path) -> None:
-    """Who is first pays for everybody: one user moves the sum by more than C, and a round refuses."""
+class Centred(TextTower):
+    """Takes the mean of everybody's items off, as batch normalisation would."""
+
+    def read(self, changes: TextChanges, history: torch.Tensor, needed: torch.Tensor) -> torch.Tensor:
+        """Each row moves with every other."""
+        found = super().read(changes, history, needed)
+        return found - found[needed].mean(dim=0)
+
+
+class Unmasked(TextTower):
+    """Reads a text with the padding behind it, which is as long as the longest text of the pass, whosever that is."""
+
+    def _encode(self, changes: TextChanges, items: NDArray[np.int64], rows: Rows) -> torch.Tensor:
+        """As if all texts were as long."""
+        tokens = self.tokens
+        self.tokens = np.full_like(tokens, tokens[items].max())
+        try:
+            return super()._encode(changes, items, rows)
+        finally:
+            self.tokens = tokens
+
+
+@pytest.mark.parametrize("wrong", [Shared, Centred, Unmasked])
+def test_the_check_catches_what_is_shared_between_users(encoder: Path, wrong: type[TextTower]) -> None:
+    """Items, a mean, the length of padding: one user moves the sum by more than C, and a round refuses."""
     case = text_case(encoder, [9] * 6, seed=8)
-    case = dataclasses.replace(case, clip=case.clip / 4, tower=Shared)
+    case = dataclasses.replace(case, clip=case.clip / 4, tower=wrong)
     with pytest.raises(AssertionError, match="moves the sum by"):
         assert_user_moves_at_most_c(Served(training=TEXT, tried=False), case, tolerance=SINGLE)
     for engine in EngineName:
