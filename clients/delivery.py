@@ -1,7 +1,7 @@
 """What a run ended with, as the coordinator handed it over: kept beside the ledger until a head is fitted on it.
 
     keep_delivered(delivered_path(ledger, "books"), shipped, recipe, run="r1")
-    delivered = load_delivered(delivered_path(ledger, "books"))
+    delivered = load_delivered(delivered_path(ledger, "books"), policy)
 
 The latest one only: a backbone is public within its federation, and a head that serves has its own copy.
 """
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from isthmus.backbone_file import ShippedBackbone, load_backbone, save_backbone
 from isthmus.durable import write_durably
 from isthmus.errors import RunError
+from isthmus.privacy.policy import Policy
 from isthmus.records import Recipe
 
 
@@ -47,11 +48,16 @@ def keep_delivered(folder: Path, shipped: ShippedBackbone, recipe: Recipe, *, ru
     write_durably(about, json.dumps({"run": run, "recipe": recipe.model_dump(mode="json")}, indent=1).encode())
 
 
-def load_delivered(folder: Path) -> Delivered:
+def load_delivered(folder: Path, policy: Policy) -> Delivered:
     """Read it.
+
+    Args:
+        folder: Of the domain.
+        policy: Of the domain, as it is now: it may have changed since the run.
 
     Raises:
         RunError: If there is none that is whole.
+        PolicyRefused: If it is a custom backbone that the policy does not name; none of its code was run.
     """
     about = folder / "run.json"
     try:
@@ -62,4 +68,6 @@ def load_delivered(folder: Path) -> Delivered:
         raise RunError(f"{folder}: no run has ended with this domain in it; take part in one first") from None
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise RunError(f"{about}: cannot be read: {error}") from None
-    return Delivered(run=run, shipped=load_backbone(folder / "backbone.safetensors"), recipe=recipe)
+    policy.check_backbone(recipe.backbone.module)  # by which the domain trains alone
+    shipped = load_backbone(folder / "backbone.safetensors", admit=policy.check_backbone)
+    return Delivered(run=run, shipped=shipped, recipe=recipe)

@@ -51,11 +51,12 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
 
     Raises:
         RunError: If no run has ended with this domain in it.
+        PolicyRefused: If it ended with a custom backbone that the domain's policy does not name.
         DataError: If a table cannot be read as declared.
     """
     vault = open_vault(config, ledger=ledger, threads=threads)
     try:
-        delivered = load_delivered(delivered_path(vault.ledger.path, vault.name))
+        delivered = load_delivered(delivered_path(vault.ledger.path, vault.name), vault.policy)
         shipped, recipe = delivered.shipped, delivered.recipe
         encoded = vault.encoded(recipe.features.encoder)
         served, named = to_serve(shipped, recipe, encoded)

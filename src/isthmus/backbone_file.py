@@ -11,6 +11,7 @@ custom backbone, where it names one.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,11 +87,18 @@ def save_backbone(path: Path, shipped: ShippedBackbone) -> None:
     write_durably(path, save(tensors, metadata={"isthmus": json.dumps(header, sort_keys=True)}))
 
 
-def load_backbone(path: Path) -> ShippedBackbone:
+def load_backbone(path: Path, *, admit: Callable[[str | None], None] | None = None) -> ShippedBackbone:
     """Read the file.
+
+    Args:
+        path: Of the file.
+        admit: Told the custom backbone that it names, None for the built-in one, before any of its code runs, and
+            raises if that may not be: `Policy.check_backbone` wherever a domain's data are. None admits what is
+            installed, as whoever has no policy does.
 
     Raises:
         RunError: If it is absent or not a backbone, or names a custom one that is not installed here.
+        Refused: As `admit` says.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -101,6 +109,8 @@ def load_backbone(path: Path) -> ShippedBackbone:
             raise ValueError(f"{broken[0]} is not finite")
         whitening = Whitening(mean=tensors.pop(f"{_PREFIX}mean"), matrix=tensors.pop(f"{_PREFIX}matrix"))
         shape = BackboneConfig.model_validate(header["backbone"])
+        if admit is not None:
+            admit(shape.module)
         backbone = make_backbone(whitening.matrix.shape[1], shape, text=shape_in(tensors))
         backbone.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
         features = FeatureConfig.model_validate(header["features"])

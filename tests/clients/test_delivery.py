@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import TinyFederation
 
 from isthmus.backbone_file import load_backbone
-from isthmus.clients.delivery import delivered_path, load_delivered
+from isthmus.clients.delivery import Delivered, delivered_path, load_delivered
 from isthmus.clients.fitting import fit_delivered
 from isthmus.clients.head import Method
 from isthmus.clients.vault import Vault, open_vault
@@ -17,6 +17,7 @@ from isthmus.config import load_domain
 from isthmus.errors import RunError
 from isthmus.privacy.keys import Keys, fresh_keys
 from isthmus.privacy.ledger import Ledger
+from isthmus.privacy.policy import load_policy
 from isthmus.privacy.requests import sign_request
 from isthmus.records import DELIVERY, Kind, RoundRequest
 from isthmus.server.checkpoint import RunState
@@ -62,12 +63,17 @@ def ended(tiny_federation: TinyFederation, tmp_path: Path) -> Ended:
     return Ended(folder=simulation.out, domain=domain, ledger=load_domain(domain).ledger_path)
 
 
+def delivered_to(ended: Ended) -> Delivered:
+    """What lies beside the ledger of `books`."""
+    return load_delivered(delivered_path(ended.ledger, "books"), load_policy(load_domain(ended.domain)))
+
+
 def test_every_domain_gets_the_backbone_that_is_shipped(ended: Ended) -> None:
     """The file beside its ledger has the bytes of the run's; it says of which run it is."""
     for name in ("books", "games"):
         folder = delivered_path(ended.domain.parent / name / "ledger.db", name)
         assert (folder / "backbone.safetensors").read_bytes() == (ended.folder / "backbone.safetensors").read_bytes()
-    delivered = load_delivered(delivered_path(ended.ledger, "books"))
+    delivered = delivered_to(ended)
     assert delivered.shipped.round == load_backbone(ended.folder / "backbone.safetensors").round
     ledger = Ledger(ended.ledger)
     assert {entry.run for entry in ledger.entries()} == {delivered.run}
@@ -98,7 +104,7 @@ def test_a_domain_that_took_no_part_is_told_so(tiny_federation: TinyFederation, 
 
 def delivery(ended: Ended, keys: Keys, **changes: object) -> RoundRequest:
     """The same backbone once more, changed, and signed."""
-    delivered = load_delivered(delivered_path(ended.ledger, "books"))
+    delivered = delivered_to(ended)
     shipped = delivered.shipped
     parameters = shipped.backbone.named_parameters()
     request = RoundRequest(
@@ -150,7 +156,7 @@ def test_what_is_no_backbone_of_a_run_it_took_part_in_is_refused(ended: Ended, w
     vault.close()
     assert words in reply.refusal
     assert (folder / "backbone.safetensors").read_bytes() == before
-    assert load_delivered(folder).run != "a run that never was"
+    assert delivered_to(ended).run != "a run that never was"
 
 
 def test_only_who_may_ask_may_deliver(ended: Ended) -> None:
@@ -173,7 +179,7 @@ def test_only_who_may_ask_may_deliver(ended: Ended) -> None:
 
 def test_a_recipe_without_its_whitening_is_refused(ended: Ended) -> None:
     """A whitening that nobody sent is named."""
-    delivered = load_delivered(delivered_path(ended.ledger, "books"))
+    delivered = delivered_to(ended)
     recipe = delivered.recipe.model_copy(update={"whitening": "ab" * 32})
     vault = opened(ended)
     reply = vault.receive(delivery(ended, fresh_keys(), recipe=recipe, whitening={}))

@@ -8,7 +8,9 @@ from tests.simulation.conftest import Factory
 from tests.simulation.test_run import simulate
 
 from isthmus.clients.delivery import delivered_path, load_delivered
+from isthmus.config import load_domain
 from isthmus.errors import ConfigError
+from isthmus.privacy.policy import load_policy
 from isthmus.simulation import prepare
 from isthmus.simulation.recommend import recommend_items
 
@@ -37,7 +39,10 @@ def test_the_classifier_is_shared_and_is_not_shipped(federation: Factory, tmp_pa
     serving += out.rglob("delivered/*/backbone.safetensors")
     assert len(serving) == 5
     assert not any(CLASSIFIER & load_file(file).keys() for file in serving)
-    delivered = load_delivered(delivered_path(out / "ledgers" / "books.db", "books"))
+    delivered = load_delivered(
+        delivered_path(out / "ledgers" / "books.db", "books"),
+        load_policy(load_domain(tmp_path / "federation" / "books")),
+    )
     assert delivered.recipe.training.align_domains == ("books", "films", "games")
     assert recommend_items(out, domain="books", user="u001", count=3)
 

@@ -1,6 +1,7 @@
 """The example backbone takes part in a federation from end to end, through the commands that people use."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,28 @@ def test_where_it_is_not_installed_serving_says_so(
         assert said.code == 2, words
         assert "custom backbone 'gru4rec' is not installed here" in said.err
         assert "docs/backbone.md" in said.err
+
+
+def test_serving_asks_the_policy_again_before_any_code_of_it_runs(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A business unit that has struck a backbone out after a run is not served by it: exit 1, and by which rule."""
+    run, serving = tmp_path / "run", tmp_path / "serving"
+    file = custom(tiny_federation())
+    assert isthmus("simulate", file, "--out", run, "--rounds", 1).code == 0
+    fit = ("fit", file.parent / "books", "--ledger", run / "ledgers" / "books.db", "--out", serving)
+    recommend = ("recommend", "--domain", "books", "--user", "books-user-003", "--run")
+    assert isthmus(*fit).code == 0
+    commands = (fit, (*recommend, run), (*recommend, serving))
+    (file.parent / "books" / "policy.toml").write_text(RULES.replace('"gru4rec", ', ""))
+    for words in commands:
+        monkeypatch.delitem(sys.modules, "isthmus_gru4rec", raising=False)
+        said = isthmus(*words)
+        assert said.code == 1, words
+        assert "refuses custom backbone gru4rec: rule `backbones` says only foreseeing" in said.err
+        assert "isthmus_gru4rec" not in sys.modules
+    (file.parent / "books" / "policy.toml").write_text(RULES)
+    assert [isthmus(*words).code for words in commands] == [0, 0, 0]
 
 
 def test_a_run_that_no_policy_allows_does_not_start(

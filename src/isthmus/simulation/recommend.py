@@ -45,18 +45,20 @@ def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Re
 
     Raises:
         RunError: If the folder holds no finished run or no such domain.
+        PolicyRefused: If the run's backbone is a custom one that the domain's policy does not name.
         DataError: If the domain has no such user.
     """
-    shipped = load_backbone(run / "backbone.safetensors")
     vault = _vault(run, domain)
     try:
+        admit = vault.policy.check_backbone
+        shipped = load_backbone(run / "backbone.safetensors", admit=admit)
         data = vault.data
         if user not in data.users:
             near = difflib.get_close_matches(user, data.users, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{domain} has no user {user!r}.{hint}")
         head = load_head(run / "heads" / domain)
-        local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE)
+        local = load_backbone(run / "heads" / domain / LOCAL_BACKBONE, admit=admit)
         features = vault.features(shipped.features, local.whitening)
         histories = whole_histories(data)
         read = read_by(shipped, vault.encoded(shipped.features.encoder))
@@ -102,6 +104,8 @@ def _vault(run: Path, domain: str) -> Vault:
     plan = run / "plan.json"
     try:
         seats = json.loads(plan.read_text(encoding="utf-8"))["seats"]
+    except FileNotFoundError:
+        raise RunError(f"{run}: no backbone here. Finish a run first: `isthmus simulate`.") from None
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{plan}: not a run folder that can be read: {error}") from None
     names = []
