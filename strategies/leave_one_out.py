@@ -209,6 +209,16 @@ class LeaveOneOut(FromBeginning):
         return self.standings.setdefault(name, Standing())
 
 
+def factors_in(kept: Arrays) -> dict[str, float]:
+    """What each domain's declared weight is multiplied by, from what `LeaveOneOut.remembered` gave; 1 where absent."""
+    factors = {}
+    for key, array in kept.items():
+        what, _, name = key.partition("/")
+        if what == "factor":
+            factors[name] = float(array[0])
+    return factors
+
+
 def _add(sums: Arrays, name: str, term: NDArray[np.float64]) -> None:
     """Add to a named tensor, zero where it is absent, and make a new one: the old may be on its way to a checkpoint."""
     sums[name] = (sums.get(name, 0) + term).astype(np.float32)

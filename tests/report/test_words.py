@@ -7,7 +7,8 @@ import pytest
 
 from isthmus.report.page import render_page
 from isthmus.report.result import Result, canonical_bytes
-from isthmus.report.words import Verdict, headline, not_private, shipped, started_from, verdict
+from isthmus.report.terminal import summary_table
+from isthmus.report.words import Verdict, counted, headline, not_private, shipped, started_from, verdict
 
 
 def with_intervals(content: dict[str, Any], intervals: list[list[float]]) -> Result:
@@ -88,3 +89,26 @@ def test_a_run_that_began_in_the_open_says_so_in_its_page(content: dict[str, Any
     assert "<b>here" not in page
     assert "<dd>the start</dd>" in page
     assert Result.model_validate_json(canonical_bytes(result)).federation.start == result.federation.start
+
+
+def test_who_counted_less_is_said_where_it_was_judged(content: dict[str, Any]) -> None:
+    """In page and terminal, names escaped; results of other strategies hold no word of it."""
+    plain = Result.model_validate_json(json.dumps(content))
+    assert counted(plain) == ""
+    assert b'"factor"' not in canonical_bytes(plain)
+    for domain in content["domains"].values():
+        domain["factor"] = 1.0
+    assert "every domain's updates counted as declared" in counted(Result.model_validate_json(json.dumps(content)))
+    content["domains"]["music"]["factor"], content["domains"]["ads"]["factor"] = 0.25, 0.0625
+    content["domains"] = {{"ads": "<b>ads</b>"}.get(name, name): one for name, one in content["domains"].items()}
+    for record in content["federation"]["history"]:
+        record["domains"].pop("ads")
+    result = Result.model_validate_json(json.dumps(content))
+    assert counted(result).endswith("a share of their declared weight: music 0.25, <b>ads</b> 0.0625.")
+    assert "music 0.25, &lt;b&gt;ads&lt;/b&gt; 0.0625." in render_page(result)
+    assert "music 0.25" in str(summary_table(result).caption)
+    assert Result.model_validate_json(canonical_bytes(result)).domains["music"].factor == 0.25
+    for wrong in (0.0, 1.5):
+        content["domains"]["music"]["factor"] = wrong
+        with pytest.raises(ValueError, match="factor"):
+            Result.model_validate_json(json.dumps(content))

@@ -18,6 +18,7 @@ from isthmus.features import encode_texts
 from isthmus.server.checkpoint import RunState
 from isthmus.server.shipping import shipped_backbone
 from isthmus.strategies.guarded import OK, REFUSED
+from isthmus.strategies.leave_one_out import factors_in
 
 TOPICS, EACH, USERS, LENGTH = 8, 8, 250, 12
 ROUNDS = 9
@@ -72,13 +73,6 @@ def write(root: Path, strategy: str, *, contrary: str = "") -> Path:
 ONE_OUT = 'name = "leave_one_out"\ncompare_every = 1'
 
 
-def factors(state: RunState) -> dict[str, float]:
-    """What each domain's weight is multiplied by, from the checkpoint."""
-    return {
-        name.partition("/")[2]: float(array[0]) for name, array in state.strategy.items() if name.startswith("factor")
-    }
-
-
 def exact_gain(file: Path, state: RunState, *names: str) -> float:
     """Mean exact validation NDCG@10 of the last round's backbone in some domains, which no server knows."""
     federation = load_federation(file)
@@ -107,7 +101,7 @@ def test_a_domain_that_teaches_the_opposite_counts_less_and_the_others_gain(tmp_
         states[name] = vaults.start("a", Watch(), rounds=ROUNDS)
         exact[name] = exact_gain(file, states[name], "books", "games")
     assert exact["one-out"] > exact["fedavg"] + 0.01
-    found = factors(states["one-out"])
+    found = factors_in(states["one-out"].strategy)
     assert found["music"] <= 1 / 4
     assert found["books"] == found["games"] == 1.0
     turns = ["books", "games", "music"] * (ROUNDS // 3)
@@ -125,8 +119,8 @@ def test_where_all_teach_alike_all_count_as_declared(tmp_path: Path) -> None:
     file = write(tmp_path / "one-out", ONE_OUT)
     watch = Watch()
     state = Vaults(file, tmp_path / "runs").start("a", watch, rounds=ROUNDS)
-    assert all(set(factors(each).values()) <= {1.0} for each in watch.heard)
-    assert len(factors(state)) == 3
+    assert all(set(factors_in(each.strategy).values()) <= {1.0} for each in watch.heard)
+    assert len(factors_in(state.strategy)) == 3
     file.write_text(file.read_text().replace(ONE_OUT, ""))
     plain = Vaults(file, tmp_path / "runs").start("b", Watch(), rounds=ROUNDS)
     assert all(plain.arrays[name].tobytes() == array.tobytes() for name, array in state.arrays.items())

@@ -217,6 +217,21 @@ def test_a_domain_keeps_and_serves_with_its_own_axes_under_the_default_recipe(
     assert len(recommend_items(tmp_path / "out", domain="games", user="u003", count=5)) == 5
 
 
+def test_a_result_says_how_much_each_domains_updates_counted(federation: Factory, tmp_path: Path) -> None:
+    """As the checkpoint has it, under `leave_one_out` alone; a domain of which nothing is known counts as declared."""
+    file = federation(strategy="leave_one_out")
+    file.write_text(f"{file.read_text()}compare_every = 1\n")
+    out = tmp_path / "out"
+    result = simulate(file, out)
+    kept = load_file(out / "checkpoint.safetensors")
+    for name, domain in result.domains.items():
+        assert domain.factor == kept[f"strategy:factor/{name}"][0]
+    assert "updates counted" in (out / "report.html").read_text()
+    file.write_text(file.read_text().replace("leave_one_out", "fedadam").replace("compare_every = 1\n", ""))
+    plain = simulate(file, tmp_path / "plain", rounds=1)
+    assert {domain.factor for domain in plain.domains.values()} == {None}
+
+
 def test_recommendations_are_unseen_items_best_first(federation: Factory, tmp_path: Path) -> None:
     """Titles and scores come sorted; nothing the user had; unknown users and domains are named."""
     file = federation()

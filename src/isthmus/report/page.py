@@ -20,7 +20,7 @@ from markupsafe import Markup
 from isthmus.report import numbers
 from isthmus.report.figures import epsilon_figure, methods_figure, transfer_figure, utility_figure
 from isthmus.report.result import DomainResult, Result, write_atomically
-from isthmus.report.words import METHODS, Verdict, headline, not_private, shipped, started_from, verdict
+from isthmus.report.words import METHODS, Verdict, counted, headline, not_private, shipped, started_from, verdict
 
 KINDS = {
     "update": "Model update, clipped and noised",
@@ -120,6 +120,7 @@ def render_page(result: Result) -> str:
         not_private=not_private(result),
         started_from=started_from(result),
         shipped=shipped(result),
+        counted=counted(result),
         methods=METHODS,
         domains=tuple(_view(name, result, index, drawn=drawn) for index, name in enumerate(result.domains)),
         drawn=drawn,

@@ -9,7 +9,7 @@ infinity refused, UTF-8, one newline at the end. Two runs with equal results giv
 from the fields that `VOLATILE` lists. `result.schema.json` (draft 2020-12), beside this file, is
 written from these models by `json_schema` and describes every field.
 
-Everything in a `Result` except releases and `history[].gain` is raw: a simulation can see it, a
+Everything in a `Result` except releases, `history[].gain` and `factor` is raw: a simulation can see it, a
 coordinator never does, and publishing it is a release that nobody accounted for.
 """
 
@@ -228,6 +228,16 @@ class DomainResult(Part):
         Field(description="Federated against the best local method; null without test users."),
     ]
     head: Annotated[HeadSummary, Field(description="The domain's private head. It never leaves the domain.")]
+    factor: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            exclude_if=is_none,
+            description="What the domain's declared weight was multiplied by at the end, by what the others' noisy "
+            "evaluations said of its updates; absent unless the strategy is `leave_one_out`.",
+        ),
+    ] = None
     raw: Annotated[
         Literal[True],
         Field(description="Counts, scores and head are raw: the simulation saw them, no domain released them."),

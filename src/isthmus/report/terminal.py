@@ -9,7 +9,7 @@ from rich.text import Text
 
 from isthmus.report import numbers
 from isthmus.report.result import Result
-from isthmus.report.words import METHODS, Verdict, headline, not_private, started_from, verdict
+from isthmus.report.words import METHODS, Verdict, counted, headline, not_private, started_from, verdict
 
 _COLOURS = {Verdict.HELPS: "bold green", Verdict.HURTS: "bold red"}
 
@@ -24,8 +24,9 @@ def summary_table(result: Result) -> Table:
     caption = Text("95% intervals by paired bootstrap; raw figures of a simulation, do not publish.")
     if warning:
         caption = Text.assemble(("This run is NOT private: its noise is seeded. ", "bold red"), warning)
-    if start:
-        caption.append(f" {start}")
+    for more in (start, counted(result)):
+        if more:
+            caption.append(f" {more}")
     table = Table(
         title=Text(headline(result), style="bold"),
         caption=caption,

@@ -100,6 +100,17 @@ def started_from(result: Result) -> str:
     )
 
 
+def counted(result: Result) -> str:
+    """Which domains' updates counted for less than declared in the end, in a sentence; empty unless that was judged."""
+    factors = {name: domain.factor for name, domain in result.domains.items() if domain.factor is not None}
+    if not factors:
+        return ""
+    less = [f"{numbers.visible(name)} {factor:g}" for name, factor in factors.items() if factor < 1]
+    if not less:
+        return "In the end every domain's updates counted as declared."
+    return f"In the end some domains' updates counted for a share of their declared weight: {', '.join(less)}."
+
+
 def shipped(result: Result) -> str:
     """Which backbone was shipped, and why, in a sentence."""
     federation = result.federation

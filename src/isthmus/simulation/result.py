@@ -5,6 +5,7 @@
 Everything private in it is raw: a simulation may look, a coordinator never could.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -16,13 +17,14 @@ from isthmus.backbone_file import load_backbone
 from isthmus.clients.finish import FinishedDomain
 from isthmus.clients.head import Method
 from isthmus.clients.vault import Vault
-from isthmus.config import EvaluationConfig, FederationConfig
+from isthmus.config import EvaluationConfig, FederationConfig, StrategyName
 from isthmus.metrics import ndcg_at_k, paired_bootstrap_ci, summarise
 from isthmus.privacy.entries import LedgerEntry
 from isthmus.records import Kind
 from isthmus.report import result as report
 from isthmus.server.checkpoint import RoundRecord, RunState
 from isthmus.simulation.prepare import Backend
+from isthmus.strategies.leave_one_out import factors_in
 
 _K = 10
 _BOOTSTRAP_SEED = 0
@@ -47,6 +49,7 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
         finished: What each domain came to.
         seconds: Wall-clock time.
     """
+    factors = factors_in(state.strategy) if federation.strategy.name is StrategyName.LEAVE_ONE_OUT else None
     return report.Result(
         schema_version=1,
         isthmus_version=isthmus.__version__,
@@ -68,7 +71,8 @@ def assemble_result(  # noqa: PLR0913 - keyword-only, each a part of the outcome
             history=tuple(_round(record, state.run, vaults) for record in state.history),
         ),
         domains={
-            vault.name: _domain(vault, state.run, finished[vault.name], federation.evaluation) for vault in vaults
+            vault.name: _domain(vault, state.run, finished[vault.name], federation.evaluation, factors)
+            for vault in vaults
         },
     )
 
@@ -87,7 +91,13 @@ def _start(federation: FederationConfig, state: RunState) -> report.Start | None
     )
 
 
-def _domain(vault: Vault, run: str, finished: FinishedDomain, evaluation: EvaluationConfig) -> report.DomainResult:
+def _domain(
+    vault: Vault,
+    run: str,
+    finished: FinishedDomain,
+    evaluation: EvaluationConfig,
+    factors: Mapping[str, float] | None,
+) -> report.DomainResult:
     policy, data = vault.config.privacy, vault.data
     mine = [entry for entry in vault.ledger.entries() if entry.run == run]
     test = None
@@ -113,6 +123,7 @@ def _domain(vault: Vault, run: str, finished: FinishedDomain, evaluation: Evalua
             verdict=finished.head.verdict.value,
             weights={signal.value: weight for signal, weight in finished.head.weights.items()},
         ),
+        factor=None if factors is None else factors.get(vault.name, 1.0),
         raw=True,
     )
 
