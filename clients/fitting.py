@@ -15,6 +15,7 @@ from isthmus.backbone_file import save_backbone
 from isthmus.clients.delivery import delivered_path, load_delivered
 from isthmus.clients.finish import finish_domain, read_by, to_serve
 from isthmus.clients.head import Head, Method
+from isthmus.clients.trainer import make_training_set
 from isthmus.clients.vault import open_vault
 from isthmus.config import DomainConfig, EvaluationConfig
 from isthmus.durable import write_durably
@@ -63,7 +64,7 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
         evaluation = EvaluationConfig()
         finished = finish_domain(
             vault.data,
-            vault.training_set(named, served.whitening),
+            make_training_set(vault.data.train, served.whitening.apply(encoded), named),
             served,
             named,
             evaluation=evaluation,

@@ -12,6 +12,7 @@ In training each user's items are encoded on rows of the user's own. An item tha
 its gradient would belong to neither.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +27,9 @@ from isthmus.backbone import Backbone
 from isthmus.backbone_file import ShippedBackbone
 from isthmus.config import Trained
 from isthmus.custom_backbone import AnyBackbone
-from isthmus.features import Whitening, default_cache_dir
+from isthmus.features import Whitening, default_cache_dir, encode_texts
 from isthmus.features.model_folder import find_model_folder
-from isthmus.features.tuned import changed, tuned_features
+from isthmus.features.tuned import changed, tuned_encoder
 from isthmus.records import Recipe
 from isthmus.text_changes import Rows, TextChanges
 
@@ -65,9 +66,8 @@ class TextTower:
         found = tokenised(self._folder, tokenizer, [readable[row] for row in said]) if said else []
         self.tokens = np.zeros(len(texts), np.int64)
         self.tokens[said] = [len(ids) for ids in found]
-        self._ids = torch.zeros(len(texts), int(self.tokens.max(initial=1)), dtype=torch.int32)
-        for row, ids in zip(said, found, strict=True):
-            self._ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+        self._first = np.cumsum(self.tokens) - self.tokens  # (items,) where a text begins in the tokens of all
+        self._ids = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(found), np.int32))
         self._mean = torch.from_numpy(whitening.mean.copy())
         self._matrix = torch.from_numpy(whitening.matrix.copy())
 
@@ -103,9 +103,11 @@ class TextTower:
 
     def _encode(self, changes: TextChanges, items: NDArray[np.int64], rows: Rows) -> Tensor:
         """(texts, features) of one pass; what is behind a text is looked at by nobody."""
-        lengths = torch.from_numpy(self.tokens[items]).to(self._ids.device)
-        ids = self._ids[torch.from_numpy(items).to(self._ids.device), : int(self.tokens[items].max())].long()
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (texts, tokens)
+        first, lengths = (torch.from_numpy(each[items]).to(self._ids.device) for each in (self._first, self.tokens))
+        place = torch.arange(int(self.tokens[items].max()), device=self._ids.device)
+        mask = place < lengths[:, None]  # (texts, tokens)
+        at = (first[:, None] + place).clamp(max=len(self._ids) - 1)
+        ids = self._ids[at].long().masked_fill(~mask, 0)
         with changed(self._model, changes, rows):
             hidden: Any = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self._folder.pooling == "cls":
@@ -121,23 +123,26 @@ def tower_for(recipe: Recipe, texts: Sequence[str], whitening: Whitening) -> Tex
     return TextTower(texts, recipe.features.encoder, whitening) if recipe.training.train is Trained.TEXT else None
 
 
-def history_features(  # noqa: PLR0913 - keyword-only after what is encoded
-    backbone: AnyBackbone,
-    texts: Sequence[str],
-    encoder: str,
-    whitening: Whitening,
-    *,
-    cache_dir: Path | None,
-    threads: int | None = None,
+def history_features(
+    backbone: AnyBackbone, texts: Sequence[str], encoder: str, whitening: Whitening, *, cache_dir: Path | None
 ) -> Tensor | None:
     """(items, features) of a catalogue as a backbone reads histories; None where it reads the frozen ones.
 
+    Args:
+        backbone: May have changes of the text encoder.
+        texts: Of the catalogue.
+        encoder: That is changed.
+        whitening: The constants of the frozen features.
+        cache_dir: Where what the changed encoder makes of them is kept, by the changes' digest; None keeps nothing.
+
     Raises:
-        ConfigError: If the encoder that it changes is not here.
+        ConfigError: If the encoder is not here, or is none that the changes are of.
     """
     changes = backbone.text if isinstance(backbone, Backbone) else None
-    found = tuned_features(changes, texts, encoder, whitening, cache_dir=cache_dir, threads=threads)
-    return None if found is None else torch.from_numpy(found)
+    if changes is None or not changes.any:
+        return None
+    encoded = encode_texts(texts, tuned_encoder(encoder, changes), cache_dir=cache_dir)
+    return torch.from_numpy(whitening.apply(encoded))
 
 
 def shipped_reading(shipped: ShippedBackbone, texts: Sequence[str]) -> Tensor | None:

@@ -1,7 +1,7 @@
 """A text encoder with a federation's changes: what it may be, and what it makes of a catalogue.
 
     shape = text_shape(recipe.features, recipe.training)       # None unless the recipe trains the encoder
-    read = tuned_features(backbone.text, texts, "minilm", whitening, cache_dir=..., threads=1)
+    encoded = encode_texts(texts, tuned_encoder("minilm", backbone.text), cache_dir=...)
 
 The frozen encoder and the whitening are those that make item features; what is changed is how the items of a *history*
 are read. Encoders are those whose attention is BERT's. Not imported by `isthmus.features`, because it imports torch.
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,7 @@ from torch import Tensor, nn
 
 from isthmus.config import FeatureConfig, Trained, TrainingConfig
 from isthmus.errors import ConfigError
-from isthmus.features.encoders import encode_texts
 from isthmus.features.model_folder import ModelFolder, find_model_folder
-from isthmus.features.whitening import Whitening
 from isthmus.text_changes import Rows, TextChanges, TextShape
 
 _FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -118,52 +115,22 @@ class TunedEncoder:
         yield from encode_batches(self.folder, texts, threads, changes=self.changes)
 
 
-def tuned_features(  # noqa: PLR0913 - keyword-only after what is encoded
-    changes: TextChanges | None,
-    texts: Sequence[str],
-    encoder: str,
-    whitening: Whitening,
-    *,
-    cache_dir: Path | None,
-    threads: int | None = None,
-) -> NDArray[np.float32] | None:
-    """Features of a catalogue as a history's items are read; None where nothing is changed, and they are the frozen.
-
-    Args:
-        changes: Of a backbone, if it has any.
-        texts: Of the catalogue.
-        encoder: That is changed.
-        whitening: The constants of the frozen features.
-        cache_dir: Where they are kept, by the changes' digest; None keeps nothing.
-        threads: Of torch.
-
-    Returns:
-        (items, features), zero for blank texts.
+def tuned_encoder(encoder: str, changes: TextChanges) -> TunedEncoder:
+    """The encoder of that name, with changes.
 
     Raises:
-        ConfigError: If the encoder is not here, or is none that these are changes of.
+        ConfigError: If it is not here, or is none that these are changes of.
     """
-    if changes is None or not changes.any:
-        return None
+    there = changes.shape
     try:
-        tuned = TunedEncoder(folder=_changeable(encoder, changes.shape), changes=changes)
+        folder = find_model_folder(encoder)
+        here = _shape(folder, rank=there.rank)
+        if folder.int8 or here != there:
+            bits = " in 8 bits" if folder.int8 else ""
+            raise ConfigError(
+                f"encoder {encoder!r} has {here.layers} layers of width {here.width}{bits} here, and the changes are "
+                f"of {there.layers} layers of width {there.width}; put the model there that the run was trained with"
+            )
     except ConfigError as error:
         raise ConfigError(f"this backbone has changes of its text encoder and needs it to serve: {error}") from None
-    return whitening.apply(encode_texts(texts, tuned, cache_dir=cache_dir, threads=threads))
-
-
-def _changeable(encoder: str, shape: TextShape) -> ModelFolder:
-    """The encoder of that name, if changes of that shape can be of it.
-
-    Raises:
-        ConfigError: If they cannot.
-    """
-    folder = find_model_folder(encoder)
-    here = _shape(folder, rank=shape.rank)
-    if folder.int8 or here != shape:
-        bits = " in 8 bits" if folder.int8 else ""
-        raise ConfigError(
-            f"encoder {encoder!r} has {here.layers} layers of width {here.width}{bits} here, and the changes are of "
-            f"{shape.layers} layers of width {shape.width}; put the model there that the run was trained with"
-        )
-    return folder
+    return TunedEncoder(folder=folder, changes=changes)
