@@ -174,8 +174,10 @@ class FederationSummary(Part):
     seed: Annotated[int | None, Field(description="Seed of the run and of its noise; null when noise was secret.")]
     backend: Annotated[Literal["in-process", "ray"], Field(description="Where the clients ran.")]
     strategy: Annotated[str, Field(min_length=1, description="Aggregation strategy.")]
-    encoder: Annotated[str, Field(min_length=1, description="Frozen text encoder.")]
-    parameters: Annotated[Count, Field(description="Parameters of the shared backbone that are trained and sent.")]
+    encoder: Annotated[str, Field(min_length=1, description="Text encoder of item features.")]
+    parameters: Annotated[
+        Count, Field(description="Parameters of the shared backbone; `train` says which of them move.")
+    ]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]+$", description="SHA-256 of the configuration, as hex.")]
     shipped_round: Annotated[
         Count,
