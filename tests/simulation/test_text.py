@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from tests.cli.called import Caller
 from tests.conftest import WORDS, TinyFederation
 from tests.server.test_loop import Stopped, Vaults, Watch, assert_equal
+from tests.simulation.test_sweep import Silent
 from tests.tiny_bert import write_tiny_bert
 
 from isthmus.backbone_file import load_backbone
@@ -18,8 +19,11 @@ from isthmus.config import load_federation
 from isthmus.errors import ConfigError
 from isthmus.privacy.lines import Charged
 from isthmus.privacy.reading import read_ledger
+from isthmus.report.result import read_result
 from isthmus.server.shipping import shipped_backbone
+from isthmus.simulation.evaluate import evaluate
 from isthmus.simulation.noise_free import run_noise_free
+from isthmus.simulation.scenario_kinds import HeldOut, Usual
 from isthmus.strategies.guarded import OK
 
 SEED = 5
@@ -130,6 +134,23 @@ def test_the_reference_without_noise_trains_it(tiny_federation: TinyFederation, 
     assert checkpoint["arrays:text.layer.0.query.up.weight"].any()
 
 
+def test_a_study_measures_what_a_run_serves(tiny_federation: TinyFederation, encoder: Path, tmp_path: Path) -> None:
+    """Histories are read by the changed encoder there, too: the run's own figures, and a newcomer's."""
+    file = tuned(tiny_federation(domains={"books": 90, "games": 60}), "./bert")
+    study = evaluate(file, out=tmp_path / "usual", scenario=Usual(), seeds=1, watcher=Silent())
+    run = tmp_path / "usual" / "run" / "seed-0"
+    assert load_backbone(run / "backbone.safetensors").backbone.text.any, "nothing was changed: the rest says nothing"
+    result = read_result(run / "result.json")
+    for one in study.conditions:
+        served = one.methods["federated"].metrics["ndcg@10"].mean
+        assert served == pytest.approx(result.domains[one.domain].test.federated.ndcg, rel=1e-5)
+    study = evaluate(
+        file, out=tmp_path / "new", scenario=HeldOut(domain="games", users=(30,)), seeds=1, watcher=Silent()
+    )
+    (newcomer,) = study.conditions
+    assert newcomer.methods["backbone"].metrics["ndcg@10"].mean != newcomer.methods["text_knn"].metrics["ndcg@10"].mean
+
+
 @pytest.mark.parametrize(
     ("encoder", "train", "words"),
     [
@@ -153,13 +174,15 @@ def test_what_cannot_be_fine_tuned_is_an_error_in_the_file(
 
 
 def test_other_parts_of_the_file_are_held_against_it(tiny_federation: TinyFederation) -> None:
-    """Distillation, and a start."""
+    """Distillation, a start, and a backbone of somebody else's."""
     file = tuned(tiny_federation(strategy="feddf"), "minilm")
     with pytest.raises(ConfigError, match="have no text"):
         load_federation(file)
-    file.write_text(file.read_text().replace("feddf", "fedavg").replace("[backbone]", '[backbone]\nstart = "a"'))
-    with pytest.raises(ConfigError, match="leave it out"):
-        load_federation(file)
+    plain = file.read_text().replace("feddf", "fedavg")
+    for key, words in (("start", "leave it out"), ("module", "names parts of the built-in backbone")):
+        file.write_text(plain.replace("[backbone]", f'[backbone]\n{key} = "a"'))
+        with pytest.raises(ConfigError, match=words):
+            load_federation(file)
 
 
 @pytest.mark.parametrize(
