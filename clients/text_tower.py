@@ -52,7 +52,8 @@ class TextTower:
         ConfigError: If the encoder cannot be loaded.
 
     Guarantees:
-        - A user's rows depend on no other user; the encoder's weights stay what they are.
+        - A user's rows depend on no other user, to rounding: how long others' texts are decides how a pass is padded.
+        - The encoder's weights stay what they are.
     """
 
     def __init__(self, texts: Sequence[str], encoder: str, whitening: Whitening) -> None:

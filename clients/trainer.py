@@ -280,9 +280,14 @@ class _Place:
             raise ConfigError(f"`compute.device`: there is no {compute.device} here, torch sees {there} CUDA devices")
 
     def settle(self, backbone: AnyBackbone, users: TrainingSet) -> tuple[AnyBackbone, TrainingSet]:
-        """What stays there for a round."""
+        """What stays there for a round.
+
+        A text encoder is trained in float32, whatever was asked for: how long others' texts are shows in the last bits
+        of a user's features, and half precision makes something of that.
+        """
         if users.tower is not None:
             users.tower.to(self.device)
+            self._half = False
         return backbone.to(self.device), dataclasses.replace(users, features=users.features.to(self.device))
 
     def send(self, batch: Batch) -> Batch:

@@ -71,14 +71,29 @@ def test_one_user_moves_the_sum_by_at_most_c(encoder: Path, training: TrainingCo
     assert float(mechanism(case).norm()) > 0.5 * case.clip, "nobody adds anything: the bound was not tried"
 
 
-def test_half_precision_does_not_move_the_bound(encoder: Path) -> None:
-    """Layers multiply in bfloat16, books are kept in float32."""
-    case = text_case(encoder, LENGTHS, seed=1)
-    case = dataclasses.replace(case, backbone=case.backbone.float())
+class Halved(TextTower):
+    """Computes in bfloat16, as all other layers do where that is asked for."""
+
+    def _encode(self, changes: TextChanges, items: NDArray[np.int64], rows: Rows) -> torch.Tensor:
+        """Padded by others' texts, with eight bits."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super()._encode(changes, items, rows)
+
+
+@pytest.mark.parametrize(("tower", "sound"), [(TextTower, True), (Halved, False)])
+def test_half_precision_moves_neither_the_bound_nor_anybody_else(
+    encoder: Path, tower: type[TextTower], sound: bool
+) -> None:
+    """Without a user the sum has exactly that user's part less, and no part is above C; a mutant's others change."""
+    case = text_case(encoder, np.random.default_rng(0).integers(2, 12, 24).tolist(), seed=1)
+    case = dataclasses.replace(case, backbone=case.backbone.float(), clip=case.clip / 4, tower=tower)
     half = Served(training=TEXT, precision=Precision.BFLOAT16)
-    for user in range(len(case.rows)):
-        alone = dataclasses.replace(case, chosen=tuple(at == user for at in range(len(case.rows))))
-        assert float(half(alone).norm()) <= case.clip * (1 + 1e-3)
+    everyone, others = half(case), []
+    for user in range(0, len(case.rows), 3):
+        alone = half(dataclasses.replace(case, chosen=tuple(at == user for at in range(len(case.rows)))))
+        assert float(alone.norm()) <= case.clip * (1 + 1e-3)
+        others.append(float((everyone - half(case.without(user)) - alone).norm()) / case.clip)
+    assert (max(others) < 1e-4) == sound, others
 
 
 def test_nothing_but_the_changes_and_the_weights_by_age_is_trained(encoder: Path) -> None:
