@@ -146,18 +146,12 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
     users = np.flatnonzero(data.validation >= 0)
     if len(users) > MAX_USERS:
         users = np.sort(np.random.default_rng(seed).choice(users, MAX_USERS, replace=False))
-    local = [Signal.TEXT, Signal.TRANSITIONS, Signal.POPULARITY]
-    if local_backbone is not None:
-        local.insert(1, Signal.LOCAL_BACKBONE)
-    tuned = {Method.LOCAL_ONLY: local}
-    if backbone is not None:
-        tuned[Method.FEDERATED] = [Signal.TEXT, Signal.BACKBONE, *local[1:]]  # all that is known, shared and local
     blends = {method: {signal: 1.0} for method, signal in _SINGLE.items()}
     if len(users) < MIN_USERS:
-        blends |= {method: {Signal.TEXT: 1.0} for method in tuned}
+        blends[Method.LOCAL_ONLY] = {Signal.TEXT: 1.0}
         served = backbone is not None and vetted
-        if served:
-            blends[Method.FEDERATED] = {Signal.BACKBONE: 1.0}
+        if backbone is not None:
+            blends[Method.FEDERATED] = {Signal.BACKBONE if served else Signal.TEXT: 1.0}
         return Head(
             method=Method.FEDERATED if served else Method.TEXT_KNN,
             verdict=Verdict.TRANSFER if served else Verdict.NO_TRANSFER,
@@ -168,6 +162,12 @@ def fit_head(  # noqa: PLR0913 - keyword-only after the data
         )
     signals = Signals.fit(data.train, features=features, backbone=backbone, local_backbone=local_backbone)
     contest = Contest.hold(signals, data.train, users, data.validation[users])
+    # Where histories have no order that means anything, pairs are counted without regard to it.
+    pairs = max((Signal.TRANSITIONS, Signal.ITEM_CF), key=lambda signal: _mean(contest.ndcg({signal: 1.0})))
+    local = [Signal.TEXT, *([] if local_backbone is None else [Signal.LOCAL_BACKBONE]), pairs, Signal.POPULARITY]
+    tuned = {Method.LOCAL_ONLY: local}
+    if backbone is not None:
+        tuned[Method.FEDERATED] = [Signal.TEXT, Signal.BACKBONE, *local[1:]]  # all that is known, shared and local
     blends |= {
         method: shrink(search_weights(contest, names), len(users), towards=_SAFE[method])
         for method, names in tuned.items()

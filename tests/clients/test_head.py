@@ -71,8 +71,13 @@ def toy_domain(users: int, items: int, *, seed: int) -> tuple[DomainData, NDArra
         rng.choice(np.flatnonzero(group == rng.integers(8)), size=6, replace=False).astype(np.int32)
         for _ in range(users)
     ]
+    return domain_of(whole, items=items), features
+
+
+def domain_of(whole: list[NDArray[np.int32]], *, items: int) -> DomainData:
+    """A domain of these histories."""
     names = tuple(f"i{item:04d}" for item in range(items))
-    data = DomainData(
+    return DomainData(
         config=DomainConfig.model_validate(
             {
                 "name": "toy",
@@ -82,7 +87,7 @@ def toy_domain(users: int, items: int, *, seed: int) -> tuple[DomainData, NDArra
             }
         ),
         catalogue=Catalogue(ids=names, titles=names, texts=names),
-        users=tuple(f"u{user:05d}" for user in range(users)),
+        users=tuple(f"u{user:05d}" for user in range(len(whole))),
         train=rows_to_histories([row[:-2] for row in whole]),
         before_test=rows_to_histories([row[:-1] for row in whole]),
         validation=np.array([row[-2] for row in whole], dtype=np.int32),
@@ -90,7 +95,6 @@ def toy_domain(users: int, items: int, *, seed: int) -> tuple[DomainData, NDArra
         fingerprint=bytes(32),
         report=DataReport(**{f.name: 0 for f in dataclasses.fields(DataReport) if f.name != "notes"}, notes=()),
     )
-    return data, features
 
 
 def reorder(data: DomainData, order: NDArray[np.int64]) -> DomainData:
@@ -140,6 +144,25 @@ def test_a_planted_local_signal_is_found_without_a_backbone() -> None:
     assert blend[Signal.TRANSITIONS] > blend[Signal.TEXT]
     assert head.validation[head.method] > 2 * head.validation[Method.TEXT_KNN]
     assert Method.FEDERATED not in head.blends
+
+
+def test_pairs_are_counted_in_order_where_histories_have_one() -> None:
+    """Who goes up a ladder step by step, and who fills three baskets in any order: validation tells them apart."""
+    rng = np.random.default_rng(3)
+    ladder = [(rng.integers(200) + np.arange(8)) % 200 for _ in range(300)]
+    baskets = [
+        rng.permutation((4 * rng.choice(50, 3, replace=False)[:, None] + np.arange(4)).ravel()) for _ in range(120)
+    ]
+    for whole, used, other in (
+        (ladder, Signal.TRANSITIONS, Signal.ITEM_CF),
+        (baskets, Signal.ITEM_CF, Signal.TRANSITIONS),
+    ):
+        data = domain_of([row.astype(np.int32) for row in whole], items=200)
+        features = np.eye(200, dtype=np.float32)
+        head = fit_head(data, features=features, backbone=None, local_backbone=None, seed=0)
+        blend = head.blends[Method.LOCAL_ONLY]
+        assert blend[used] > 0
+        assert other not in blend
 
 
 def test_a_backbone_that_knows_nothing_is_seldom_called_transfer() -> None:
