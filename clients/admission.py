@@ -18,7 +18,7 @@ from isthmus.records import Recipe
 def require_admitted(
     recipe: Recipe, policy: Policy, compute: DomainCompute, whitening: Whitening | None = None
 ) -> None:
-    """Refuse a custom backbone by its name or, where there are features, by what it does.
+    """Refuse a custom backbone by its name and hash or, where there are features, by what it does.
 
     Args:
         recipe: Names it.
@@ -27,14 +27,14 @@ def require_admitted(
         whitening: That makes its features.
 
     Raises:
-        PolicyRefused: If the policy does not name it.
+        PolicyRefused: If the policy does not name it, or names it with the hash of another version.
         Refused: If it is not installed; with a whitening, if it cannot be made, or breaks its protocol.
 
     Guarantees:
-        - No code of a backbone that the policy does not name is run; without a whitening, of none.
+        - No code of a backbone that the policy does not allow is run; without a whitening, of none.
     """
-    policy.check_backbone(recipe.backbone.module)
     try:
+        policy.check_backbone(recipe.backbone.module)
         require_installed(recipe.backbone)
         if whitening is not None:
             require_protocol(recipe.backbone, whitening.matrix.shape[1], compute)

@@ -57,7 +57,7 @@ def load_delivered(folder: Path, policy: Policy) -> Delivered:
 
     Raises:
         RunError: If there is none that is whole.
-        PolicyRefused: If it is a custom backbone that the policy does not name; none of its code was run.
+        PolicyRefused: If it is a custom backbone that the policy does not allow; none of its code was run.
     """
     about = folder / "run.json"
     try:

@@ -52,7 +52,7 @@ def fit_delivered(config: DomainConfig, *, out: Path, ledger: Path | None = None
 
     Raises:
         RunError: If no run has ended with this domain in it.
-        PolicyRefused: If it ended with a custom backbone that the domain's policy does not name.
+        PolicyRefused: If it ended with a custom backbone that the domain's policy does not allow.
         DataError: If a table cannot be read as declared.
     """
     vault = open_vault(config, ledger=ledger, threads=threads)

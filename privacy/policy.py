@@ -13,6 +13,7 @@ import datetime as dt
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -24,7 +25,7 @@ from isthmus.privacy.budget import PrivacyBudget
 from isthmus.privacy.entries import Limits
 from isthmus.privacy.lines import LONGEST_DOCUMENT
 from isthmus.privacy.plan import DpSgdPlan
-from isthmus.privacy.program import code_hash
+from isthmus.privacy.program import backbone_hash, code_hash
 from isthmus.settings import Section, read_settings
 
 FILE = "policy.toml"
@@ -42,6 +43,29 @@ def _one_line(text: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_one_line)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Kinds = Annotated[tuple[Literal["catalogue", "update", "metric"], ...], Field(strict=False)]
+
+
+_PINNED = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})@([0-9a-f]{64})")
+
+
+def _name_or_pin(entry: str) -> str:
+    if "@" in entry and not _PINNED.fullmatch(entry):
+        raise ValueError("must be a name, or NAME@HASH with 64 hex digits, as `isthmus doctor --backbone NAME` says it")
+    return entry
+
+
+def _pinned_or_not(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """A name beside its own pin would make the pin mean nothing."""
+    for entry in entries:
+        name, at, _ = entry.partition("@")
+        if at and name in entries:
+            raise ValueError(f"must not name {name!r} with a hash and without one; leave out the one without")
+    return entries
+
+
+Backbones = Annotated[
+    tuple[Annotated[Name, AfterValidator(_name_or_pin)], ...], Field(strict=False), AfterValidator(_pinned_or_not)
+]
 
 
 def _is_empty(names: tuple[str, ...]) -> bool:
@@ -74,8 +98,8 @@ class Allowed(Section):
         coordinators: Public keys of who may ask; anybody where absent.
         programs: Hashes of the programs that may run; any where absent. `isthmus.privacy.program` tells this one's.
         seeded: Whether runs whose noise can be repeated, which are not private, may use this data.
-        backbones: Names of custom backbones, code of somebody else's that runs beside this data; none but the built-in
-            one where absent.
+        backbones: Names of custom backbones, code of somebody else's that runs beside this data, each as it is or
+            `@` and the hash of its package; none but the built-in one where absent.
     """
 
     least_noise: Annotated[float, Field(ge=0)] = 0.0
@@ -86,7 +110,7 @@ class Allowed(Section):
     coordinators: Hashes | None = None
     programs: Hashes | None = None
     seeded: bool = True
-    backbones: Annotated[Names, Field(exclude_if=_is_empty)] = ()
+    backbones: Annotated[Backbones, Field(exclude_if=_is_empty)] = ()
 
     def forbidden(self, layers: Iterable[str]) -> list[str]:
         """Those names of parameters that no pattern in `layers` matches."""
@@ -178,16 +202,26 @@ class Policy(Section):
         self.check_coordinator(coordinator)
 
     def check_backbone(self, module: str | None) -> None:
-        """Refuse a custom backbone that is not allowed by name; the built-in one (None) always is.
+        """Refuse a custom backbone that is not allowed by name, or whose files are not those that its pin is of.
+
+        The built-in one (None) is always allowed. None of a custom one's code is run.
 
         Raises:
             PolicyRefused: With the rule, what was asked and the limit.
+            ConfigError: If it is pinned, and not installed or without a hash.
         """
         allowed = self.allow.backbones
-        if module is not None and module not in allowed:
+        if module is None or module in allowed:
+            return
+        pinned = [entry for entry in allowed if entry.startswith(f"{module}@")]
+        if not pinned:
             raise PolicyRefused(
                 "backbones", f"custom backbone {module}", _listed(allowed) if allowed else "only the built-in one"
             )
+        found = f"{module}@{backbone_hash(module)}"
+        if found not in pinned:
+            otherwise = "Install the package as it was approved"
+            raise PolicyRefused("backbones", f"custom backbone {found}", _listed(pinned), otherwise=otherwise)
 
     def check_coordinator(self, coordinator: str) -> None:
         """Refuse whoever may not ask.

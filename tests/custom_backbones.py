@@ -6,6 +6,7 @@ What is written there is what `pip install` writes and `importlib.metadata` read
 """
 
 import shutil
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,27 @@ def installed(folder: Path, names: Mapping[str, str]) -> Path:
     (info / "entry_points.txt").write_text(f"[isthmus.backbones]\n{lines}\n")
     shutil.copy(EXAMPLE / "isthmus_gru4rec.py", folder)
     return folder
+
+
+def telltale(folder: Path) -> Path:
+    """Write a package whose code leaves a file `ran` beside it when it is imported; its encoder is a good one.
+
+    Returns:
+        The module file of the encoder; the entry point is `telltale.encoder:Encoder`.
+    """
+    package = folder / "telltale"
+    package.mkdir()
+    tell = "from pathlib import Path\nPath(__file__).parents[1].joinpath('ran').touch()\n"
+    (package / "__init__.py").write_text(tell)
+    (package / "encoder.py").write_text(f"{tell}from tests.custom_backbones import Pointwise as Encoder\nVERSION = 1\n")
+    return package / "encoder.py"
+
+
+def forget_telltale(folder: Path) -> None:
+    """As if no process had imported it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "telltale"]:
+        del sys.modules[name]
+    (folder / "ran").unlink(missing_ok=True)
 
 
 def example_entry_points() -> dict[str, str]:

@@ -112,7 +112,7 @@ def attacks(target: Target, *, seed: int | None = None) -> tuple[Attack, ...]:
         seed: For repeatable attacks; fresh secure randomness where absent.
 
     Raises:
-        PolicyRefused: If the federation has a custom backbone that the domain's policy does not name.
+        PolicyRefused: If the federation has a custom backbone that the domain's policy does not allow.
         ConfigError: If it fine-tunes a text encoder, which an audit would have to do dozens of times.
     """
     if target.federation.training.train is Trained.TEXT:

@@ -9,7 +9,6 @@ package themselves, and a domain's policy must name it as well. Whether a module
 says `isthmus.clients.backbone_check`; docs/backbone.md shows how to write one.
 """
 
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from isthmus.backbone import Backbone
 from isthmus.config import BackboneConfig
 from isthmus.errors import ConfigError
+from isthmus.installed import installed_backbone
 from isthmus.text_changes import TextShape
-
-GROUP = "isthmus.backbones"
-"""Of the entry points."""
 
 
 @runtime_checkable
@@ -115,7 +112,7 @@ def require_installed(config: BackboneConfig) -> None:
         ConfigError: If its entry point is absent or there twice.
     """
     if config.module is not None:
-        _entry_point(config.module)
+        installed_backbone(config.module)
 
 
 def load_maker(name: str) -> BackboneMaker:
@@ -124,7 +121,7 @@ def load_maker(name: str) -> BackboneMaker:
     Raises:
         ConfigError: If it is not installed, or cannot be imported.
     """
-    found = _entry_point(name)
+    found = installed_backbone(name)
     try:
         maker = found.load()
     except Exception as error:  # as above
@@ -132,22 +129,6 @@ def load_maker(name: str) -> BackboneMaker:
     if not isinstance(maker, BackboneMaker):
         raise ConfigError(f"custom backbone {name!r} ({found.value}) must be a class or a function, got {maker!r:.80}")
     return maker
-
-
-def _entry_point(name: str) -> EntryPoint:
-    found = set(entry_points(group=GROUP, name=name))
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        places = ", ".join(sorted(one.value for one in found))
-        raise ConfigError(
-            f"custom backbone {name!r} is installed by more than one package ({places}); keep one of them"
-        )
-    there = ", ".join(sorted({one.name for one in entry_points(group=GROUP)})) or "none"
-    raise ConfigError(
-        f"custom backbone {name!r} is not installed here. It is an entry point of group {GROUP!r}, and there are: "
-        f"{there}. Install the package that has it, the same one everywhere: docs/backbone.md."
-    )
 
 
 def _words(error: Exception) -> str:

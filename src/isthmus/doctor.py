@@ -26,12 +26,12 @@ import isthmus
 from isthmus.clients.backbone_check import LINES, examine_lines
 from isthmus.clients.engines import engine_for
 from isthmus.config import BackboneConfig, DomainCompute, DomainConfig, load_domain
-from isthmus.custom_backbone import load_maker, make_backbone
+from isthmus.custom_backbone import load_maker, make_backbone, require_installed
 from isthmus.errors import IsthmusError
 from isthmus.privacy.custody import key_path
 from isthmus.privacy.kit import CA, read_kit
 from isthmus.privacy.policy import FILE
-from isthmus.privacy.program import code_hash
+from isthmus.privacy.program import backbone_hash, code_hash
 from isthmus.server.deploy.certs import show_certificates
 from isthmus.server.deploy.proxy import find_caddy
 from isthmus.server.deploy.settings import ServerConfig, load_server
@@ -115,9 +115,11 @@ def examine_domain(folder: Path, *, kit: Path | None = None) -> list[Check]:
 
 
 def examine_backbone(name: str) -> list[Check]:
-    """What the author of a custom backbone needs: whether it is installed, and keeps to each line of its protocol."""
+    """Whether a custom backbone is installed, what a policy pins it by, and whether it keeps to its protocol."""
     config = BackboneConfig.model_construct(module=name)
     try:
+        require_installed(config)
+        pin = _pin(name)  # before its code runs
         found = examine_lines(load_maker(name), features=_FEATURES, config=config, compute=DomainCompute())
         engine = engine_for(make_backbone(_FEATURES, config), DomainCompute())
     except IsthmusError as error:
@@ -125,11 +127,21 @@ def examine_backbone(name: str) -> list[Check]:
         return [Check(name=f"backbone {name}", well=False, seen=str(error), mend=mend)]
     return [
         Check(name=f"backbone {name}", well=True, seen=f"{_FEATURES} features, default shape, by {engine.__name__}"),
+        pin,
         *(
             Check(name=f"{name}: {line}", well=not broken, seen=broken or LINES[line], mend=f"must be: {LINES[line]}")
             for line, broken in found.items()
         ),
     ]
+
+
+def _pin(name: str) -> Check:
+    """What a policy names it by, if no other version is to run."""
+    try:
+        seen = f"{name}@{backbone_hash(name)}"
+    except IsthmusError as error:
+        seen = f"none: {error}"
+    return Check(name=f"{name} for `allow.backbones`", well=True, seen=seen)
 
 
 def _versions() -> list[Check]:

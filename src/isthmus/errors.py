@@ -63,9 +63,9 @@ class BudgetExhausted(Refused):
 class PolicyRefused(Refused):
     """A rule of the business unit's policy said no."""
 
-    def __init__(self, rule: str, asked: str, limit: str) -> None:
+    def __init__(self, rule: str, asked: str, limit: str, *, otherwise: str = "Ask for less") -> None:
         super().__init__(
-            f"the policy of this domain refuses {asked}: rule `{rule}` says {limit}. Ask for less, or let the "
+            f"the policy of this domain refuses {asked}: rule `{rule}` says {limit}. {otherwise}, or let the "
             f"business unit change its policy.toml.",
             rule=rule,
             asked=asked,

@@ -16,6 +16,7 @@ from isthmus.config import BackboneConfig, DomainCompute, EngineName, Precision
 from isthmus.custom_backbone import custom_backbone, load_maker
 from isthmus.doctor import examine_backbone
 from isthmus.errors import ConfigError, EngineError
+from isthmus.privacy.program import backbone_hash
 
 SHAPE = BackboneConfig(width=8, heads=2, layers=2, feedforward=8, positions=6, module="mine")
 OPACUS = DomainCompute(engine=EngineName.OPACUS)
@@ -93,9 +94,14 @@ def test_a_broken_line_is_one_clear_error(site: Path) -> None:
 
 
 def test_the_doctor_looks_at_every_line(site: Path) -> None:
-    """All well for the example; one MEND for a mutant; one for what is not there."""
+    """All well for the example, with its hash; one MEND for a mutant; one for what is not there."""
     good, bad, absent = (examine_backbone(name) for name in ("gru4rec", "dropping", "gru5rec"))
-    assert [check.name for check in good] == ["backbone gru4rec", *(f"gru4rec: {line}" for line in LINES)]
+    assert [check.name for check in good] == [
+        "backbone gru4rec",
+        "gru4rec for `allow.backbones`",
+        *(f"gru4rec: {line}" for line in LINES),
+    ]
+    assert good[1].seen == f"gru4rec@{backbone_hash('gru4rec')}"
     assert all(check.well for check in good)
     assert "BookKeeping" in good[0].seen
     (ill,) = (check for check in bad if not check.well)

@@ -24,7 +24,7 @@ from tests.clients.sensitivity import (
     user_gradient,
 )
 from tests.conftest import TinyDomain
-from tests.custom_backbones import Mixing, example_entry_points, installed
+from tests.custom_backbones import Mixing, example_entry_points, forget_telltale, installed, telltale
 
 from isthmus.backbone import shared_parameters
 from isthmus.clients.backbone_check import require_protocol
@@ -45,7 +45,8 @@ from isthmus.errors import EngineError, PolicyRefused, Refused
 from isthmus.features import encode_texts, fit_whitening, text_moments
 from isthmus.packing import arrays_digest
 from isthmus.privacy.ledger import Ledger
-from isthmus.privacy.policy import load_policy
+from isthmus.privacy.policy import Policy, load_policy
+from isthmus.privacy.program import backbone_hash
 from isthmus.privacy.reading import read_ledger
 from isthmus.records import Kind, Recipe, RoundRequest
 
@@ -143,6 +144,80 @@ def test_a_backbone_that_is_not_installed_is_refused(
     asked = request_of("gru5rec", tmp_path / "cache", start="gru4rec")
     vault = open_vault(allowing("gru5rec"))
     assert_refused(vault, kind, asked, rule="backbone", said="'gru5rec' is not installed here")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Module file of a package that tells when it is imported, installed."""
+    place = installed(tmp_path / "telling", {"telltale": "telltale.encoder:Encoder"})
+    file = telltale(place)
+    monkeypatch.syspath_prepend(str(place))
+    yield file
+    forget_telltale(place)
+    require_protocol.cache_clear()
+
+
+def change_a_byte(encoder: Path) -> None:
+    """Of the encoder's file, which does the same as before."""
+    encoder.write_text(encoder.read_text().replace("VERSION = 1", "VERSION = 2"))
+
+
+def assert_changed_code_is_not_run(vault: Vault, encoder: Path, asked: RoundRequest, kind: Kind) -> None:
+    """Approved is what was looked at: one byte later it is refused, with both hashes, before it is imported."""
+    pinned = backbone_hash("telltale")
+    change_a_byte(encoder)
+    forget_telltale(encoder.parents[1])
+    said = (
+        f"custom backbone telltale@{backbone_hash('telltale')}: rule `backbones` says only telltale@{pinned}. Install "
+    )
+    try:
+        assert_refused(vault, kind, asked, rule="backbones", said=said)
+    finally:
+        assert not (encoder.parents[1] / "ran").exists(), "its code was run"
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_backbone_whose_package_has_changed_is_never_run(
+    encoder: Path, open_vault: Opener, tmp_path: Path, kind: Kind
+) -> None:
+    """Whatever is asked."""
+    vault = open_vault(allowing(f"telltale@{backbone_hash('telltale')}"))
+    assert_changed_code_is_not_run(vault, encoder, request_of("telltale", tmp_path / "cache"), kind)
+
+
+def test_the_check_of_a_changed_package_catches_a_vault_that_looks_at_the_name_only(
+    encoder: Path, open_vault: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mutant."""
+    vault = open_vault(allowing(f"telltale@{backbone_hash('telltale')}"))
+    asked = request_of("telltale", tmp_path / "cache")
+    monkeypatch.setattr(Policy, "check_backbone", by_name_only)
+    with pytest.raises(AssertionError, match="its code was run"):
+        assert_changed_code_is_not_run(vault, encoder, asked, Kind.UPDATE)
+
+
+def by_name_only(policy: Policy, module: str | None) -> None:
+    """What the policy would say if a pin were only a longer name."""
+    allowed = [entry.partition("@")[0] for entry in policy.allow.backbones]
+    if module is not None and module not in allowed:
+        raise PolicyRefused("backbones", module, str(allowed))
+
+
+def test_a_backbone_with_the_hash_of_its_policy_is_trained(encoder: Path, open_vault: Opener, tmp_path: Path) -> None:
+    """One of two that are allowed, as between two versions; a change while the vault is up is seen as well."""
+    vault = open_vault(allowing(f"telltale@{'0' * 64}", f"telltale@{backbone_hash('telltale')}"))
+    asked = request_of("telltale", tmp_path / "cache")
+    assert vault.release(Kind.UPDATE, asked).payload.arrays.keys() == asked.arrays.keys()
+    change_a_byte(encoder)
+    with pytest.raises(Refused, match="custom backbone telltale@"):
+        vault.release(Kind.METRIC, dataclasses.replace(asked, round=2))
+
+
+def test_a_pinned_backbone_that_is_not_installed_is_refused(site: Path, open_vault: Opener, tmp_path: Path) -> None:
+    """In the words for one that is not, of which there is no hash."""
+    asked = request_of("gru5rec", tmp_path / "cache", start="gru4rec")
+    vault = open_vault(allowing(f"gru5rec@{'0' * 64}"))
+    assert_refused(vault, Kind.UPDATE, asked, rule="backbone", said="'gru5rec' is not installed here")
 
 
 @pytest.mark.parametrize("kind", [Kind.UPDATE, Kind.METRIC])

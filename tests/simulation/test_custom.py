@@ -1,5 +1,6 @@
 """The example backbone takes part in a federation from end to end, through the commands that people use."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 from tests.cli.called import Caller
 from tests.conftest import TinyFederation
-from tests.custom_backbones import MUTANTS, example_entry_points, installed
+from tests.custom_backbones import MUTANTS, example_entry_points, forget_telltale, installed, telltale
 
 from isthmus.backbone_file import load_backbone
 from isthmus.clients.audit.targets import attacks, target_of
 from isthmus.clients.backbone_check import require_protocol
 from isthmus.demo import write_demo
 from isthmus.errors import PolicyRefused
+from isthmus.privacy.program import backbone_hash
 from isthmus.privacy.reading import read_ledger
 from isthmus.report.result import read_result
 
@@ -116,6 +118,43 @@ def test_serving_asks_the_policy_again_before_any_code_of_it_runs(
         assert "isthmus_gru4rec" not in sys.modules
     (file.parent / "books" / "policy.toml").write_text(RULES)
     assert [isthmus(*words).code for words in commands] == [0, 0, 0]
+
+
+def test_a_package_that_has_changed_since_it_was_approved_is_not_run_anywhere(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """The doctor says the hash, policies pin it; a byte later no command runs the code: exit 1, with both hashes."""
+    encoder = telltale(site)
+    (site / "site-1.0.dist-info" / "entry_points.txt").write_text(
+        "[isthmus.backbones]\ntelltale = telltale.encoder:Encoder\n"
+    )
+    told = isthmus("doctor", "--backbone", "telltale")
+    assert told.code in (0, 1)  # of the machine
+    (pin,) = re.findall(r"ok    telltale for `allow.backbones`: (telltale@[0-9a-f]{64})\n", told.out)
+    run, serving, file = tmp_path / "run", tmp_path / "serving", custom(tiny_federation(), "telltale")
+    for domain in ("books", "games"):
+        (file.parent / domain / "policy.toml").write_text(RULES.replace('"gru4rec"', f'"{pin}"'))
+    assert isthmus("simulate", file, "--out", run, "--rounds", 1).code == 0
+    fit = ("fit", file.parent / "books", "--ledger", run / "ledgers" / "books.db", "--out", serving)
+    recommend = ("recommend", "--domain", "books", "--user", "books-user-003", "--run")
+    commands = (fit, (*recommend, run), (*recommend, serving), ("simulate", file, "--out", tmp_path / "again"))
+    assert [isthmus(*words).code for words in commands[:3]] == [0, 0, 0]
+    encoder.write_text(encoder.read_text().replace("VERSION = 1", "VERSION = 2"))
+    for words in commands:
+        forget_telltale(site)
+        said = isthmus(*words)
+        assert said.code == 1, words
+        assert f"refuses custom backbone {changed_pin()}: rule `backbones` says only {pin}" in said.err
+        assert "Install the package as it was approved, or let the business unit change its policy.toml" in said.err
+        assert not (site / "ran").exists()
+    with target_of([file.parent]) as target, pytest.raises(PolicyRefused, match="custom backbone telltale@"):
+        attacks(target)
+    assert not (site / "ran").exists()
+
+
+def changed_pin() -> str:
+    """As it is installed now."""
+    return f"telltale@{backbone_hash('telltale')}"
 
 
 def test_a_run_that_no_policy_allows_does_not_start(

@@ -17,7 +17,8 @@ def doctor(
     domain: Annotated[Path | None, typer.Option("--domain", help="A domain folder to look at.")] = None,
     kit: Annotated[Path | None, typer.Option("--kit", help="A kit: whether its coordinator can be reached.")] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="A custom backbone to hold against its protocol, line by line.")
+        str | None,
+        typer.Option("--backbone", help="A custom backbone: its hash for a policy, its protocol line by line."),
     ] = None,
     as_json: Json = False,
 ) -> None:

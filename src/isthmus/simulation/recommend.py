@@ -45,7 +45,7 @@ def recommend_items(run: Path, *, domain: str, user: str, count: int) -> list[Re
 
     Raises:
         RunError: If the folder holds no finished run or no such domain.
-        PolicyRefused: If the run's backbone is a custom one that the domain's policy does not name.
+        PolicyRefused: If the run's backbone is a custom one that the domain's policy does not allow.
         DataError: If the domain has no such user.
     """
     vault = _vault(run, domain)
