@@ -10,7 +10,7 @@ has not is used in the axes of the federation's own catalogues, which fit them b
 
 import torch
 
-from isthmus.backbone import Backbone, learned_axes, shared_parameters
+from isthmus.backbone import Backbone, learned_axes, shared_arrays
 from isthmus.backbone_file import ShippedBackbone, load_backbone
 from isthmus.config import BackboneConfig, FederationConfig
 from isthmus.custom_backbone import AnyBackbone, make_backbone
@@ -36,11 +36,11 @@ def first_state(federation: FederationConfig, moments: dict[str, TextMoments], r
     digest = federation.digest()
     start = None if federation.start_path is None else load_backbone(federation.start_path)
     whitening = _axes(federation, moments, start)
-    arrays = _arrays(_fresh(federation, whitening))
+    arrays = shared_arrays(_fresh(federation, whitening))
     if start is not None:
         if isinstance(start.backbone, Backbone) and start.backbone.text is not None:
             raise ConfigError(f"{federation.start_path}: it changes a text encoder, and no federation can begin so")
-        arrays |= _arrays(start.backbone)  # all of them but a domain classifier, which starts at zero
+        arrays |= shared_arrays(start.backbone)  # all of them but a domain classifier, which starts at zero
     if federation.digest() != digest:
         raise ConfigError(f"{federation.start_path} was changed while it was read; start again")
     return RunState(
@@ -68,7 +68,7 @@ def text_prior_of(arrays: Arrays, shape: BackboneConfig) -> Arrays:
         - A backbone with them predicts what an untrained one does.
     """
     with torch.random.fork_rng(devices=[]):
-        fresh = _arrays(Backbone(arrays["head.weight"].shape[0], shape))
+        fresh = shared_arrays(Backbone(arrays["head.weight"].shape[0], shape))
     return arrays | {name: fresh[name] for name in ("recency.weight", "head.weight")}
 
 
@@ -94,7 +94,3 @@ def _fresh(federation: FederationConfig, whitening: Whitening) -> AnyBackbone:
             domains=federation.training.classes,
             text=text_shape(federation.features, federation.training),
         )
-
-
-def _arrays(backbone: AnyBackbone) -> Arrays:
-    return {name: parameter.detach().numpy().copy() for name, parameter in shared_parameters(backbone).items()}

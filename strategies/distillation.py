@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters
+from isthmus.backbone import Backbone, load_shared, shared_arrays, shared_parameters, without_classifier
 from isthmus.config import BackboneConfig
 from isthmus.encoding import Arrays
 from isthmus.packing import from_array_record, to_array_record
@@ -115,7 +115,7 @@ def distil(
             optimizer.step()
     if not distance(student, histories[kept], target[kept]) < before:
         return start
-    return start | {name: parameter.detach().numpy().copy() for name, parameter in parameters.items()}
+    return start | shared_arrays(student)
 
 
 def made_up_histories(features: int, config: BackboneConfig, *, seed: int) -> Tensor:
@@ -135,5 +135,5 @@ def distance(backbone: Backbone, histories: Tensor, target: Tensor) -> float:
 def _backbone(arrays: Arrays, config: BackboneConfig) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         backbone = Backbone(arrays["adaptor.weight"].shape[1], config)
-    load_shared(backbone, arrays)
+    load_shared(backbone, without_classifier(arrays))
     return backbone

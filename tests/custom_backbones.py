@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from opacus.layers import DPGRU
+from opacus.layers import DPGRU, DPLSTM
+from opacus.layers.dp_rnn import DPRNNBase
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -65,10 +66,12 @@ def example_entry_points() -> dict[str, str]:
 class Gated(nn.Module):
     """Opacus' own GRU around the prior: good, and of a layer that books have no rule for."""
 
+    unit_type: type[DPRNNBase] = DPGRU
+
     def __init__(self, features: int, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.unit = DPGRU(features, config.width, batch_first=True)
+        self.unit = self.unit_type(features, config.width, batch_first=True)
         self.head = nn.Linear(config.width, features, bias=False)
         nn.init.zeros_(self.head.weight)
 
@@ -76,6 +79,12 @@ class Gated(nn.Module):
         """The prior and a change of it."""
         states: Tensor = self.unit(history)[0]
         return text_prior(history, self.config) + self.head(states)
+
+
+class LongShort(Gated):
+    """The same of Opacus' LSTM."""
+
+    unit_type = DPLSTM
 
 
 class Pointwise(nn.Module):
@@ -95,6 +104,33 @@ class Pointwise(nn.Module):
     def hidden(self, history: Tensor) -> Tensor:
         """(users, positions, width)."""
         return torch.tanh(self.expand(history))
+
+
+class Centred(Pointwise):
+    """Adds a vector that is a parameter of its own, `mean`: good, under most names."""
+
+    def __init__(self, features: int, config: BackboneConfig) -> None:
+        super().__init__(features, config)
+        self.mean = nn.Parameter(torch.zeros(config.width))
+
+    def hidden(self, history: Tensor) -> Tensor:
+        """With it."""
+        return super().hidden(history) + self.mean
+
+
+class Turned(Pointwise):
+    """Good, and with a weight that does not lie in memory row by row."""
+
+    def __init__(self, features: int, config: BackboneConfig) -> None:
+        super().__init__(features, config)
+        self.expand.weight = nn.Parameter(self.expand.weight.detach().T.contiguous().T)
+
+
+class Wide(Pointwise):
+    """Good, and of other shapes than the smallest."""
+
+    def __init__(self, features: int, config: BackboneConfig) -> None:
+        super().__init__(features, config.model_copy(update={"width": 2 * config.width}))
 
 
 class Frozen(Pointwise):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.custom_backbones import example_entry_points, installed
 
-from isthmus.backbone import Backbone, shared_parameters
+from isthmus.backbone import Backbone, shared_arrays, shared_parameters
 from isthmus.backbone_file import ShippedBackbone, load_backbone, save_backbone
 from isthmus.config import BackboneConfig, FeatureConfig, FederationConfig, TrainingConfig, load_federation
 from isthmus.custom_backbone import CustomBackbone, load_maker, make_backbone, require_installed
@@ -23,7 +23,7 @@ SHAPE = BackboneConfig(width=8, heads=2, layers=1, feedforward=8, positions=5, m
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The example and what is wrong in other ways, installed."""
+    """The example, other good ones, and what is wrong in other ways, installed."""
     wrong = {
         "absent": "no_such_module:Thing",
         "nameless": "isthmus_gru4rec:GRU5Rec",
@@ -32,7 +32,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train": "isthmus_gru4rec:GRU4Rec",
         "twice": "isthmus_gru4rec:GRU4Rec",
     }
-    place = installed(tmp_path / "site", {**example_entry_points(), **wrong})
+    good = {"gated": "Gated", "longshort": "LongShort", "turned": "Turned", "varying": "Pointwise"}
+    names = example_entry_points() | wrong | {name: f"tests.custom_backbones:{one}" for name, one in good.items()}
+    place = installed(tmp_path / "site", names)
     other = installed(tmp_path / "other", {"twice": "tests.custom_backbones:Gated"})
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.syspath_prepend(str(other))
@@ -67,7 +69,7 @@ def test_the_one_seam_makes_either(site: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gru5rec", r"'gru5rec' is not installed here.*there are: absent, gru4rec, .*docs/backbone.md"),
+        ("gru5rec", r"'gru5rec' is not installed here.*there are: absent, gated, gru4rec, .*docs/backbone.md"),
         ("twice", r"more than one package \(isthmus_gru4rec:GRU4Rec, tests.custom_backbones:Gated\)"),
         ("absent", r"'absent' \(no_such_module:Thing\) cannot be imported: ModuleNotFoundError"),
         ("nameless", r"'nameless' \(isthmus_gru4rec:GRU5Rec\) cannot be imported: AttributeError"),
@@ -102,6 +104,33 @@ def test_the_file_of_a_custom_backbone_comes_back_where_it_is_installed(site: Pa
     (site / "site-1.0.dist-info" / "entry_points.txt").write_text("")
     with pytest.raises(RunError, match=r"b\.safetensors: custom backbone 'gru4rec' is not installed here.*Install the"):
         load_backbone(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("name", ["gated", "longshort", "turned"])
+def test_the_file_has_the_names_of_parameters_and_not_of_a_state(site: Path, tmp_path: Path, name: str) -> None:
+    """Opacus' recurrent layers have others as well; and however it lies in memory, each comes back to the bit."""
+    made = shipped(make_backbone(6, SHAPE.model_copy(update={"module": name})))
+    save_backbone(tmp_path / "b.safetensors", made)
+    back = load_backbone(tmp_path / "b.safetensors").backbone
+    first, second = shared_arrays(made.backbone), shared_arrays(back)
+    assert first.keys() == second.keys() <= made.backbone.state_dict().keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    history = torch.randn(2, 5, 6)
+    assert torch.equal(back(history), made.backbone(history))
+
+
+def test_a_module_that_has_got_a_buffer_since_is_no_backbone_of_its_file(site: Path, tmp_path: Path) -> None:
+    """No file holds one, so what it would predict with is not what was trained; nor one with other parameters."""
+    save_backbone(tmp_path / "b.safetensors", shipped(make_backbone(6, SHAPE.model_copy(update={"module": "varying"}))))
+    entry_points = site / "site-1.0.dist-info" / "entry_points.txt"
+    for other, said in (
+        ("Buffered", "its custom backbone has a buffer here, 'varying.seen', and a file holds parameters only"),
+        ("Centred", r"its parameters are not those of its backbone: \['varying.mean'\]"),
+        ("Wide", r"parameter 'varying.expand.weight' must be of shape \(16, 6\), got \(8, 6\)"),
+    ):
+        entry_points.write_text(f"[isthmus.backbones]\nvarying = tests.custom_backbones:{other}\n")
+        with pytest.raises(RunError, match=f"not a backbone of this version: {said}"):
+            load_backbone(tmp_path / "b.safetensors")
 
 
 def test_what_names_no_module_has_the_bytes_that_it_had(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from isthmus.backbone import load_shared, shared_parameters
+from isthmus.backbone import load_shared, shared_arrays, without_classifier
 from isthmus.clients.data import Histories
 from isthmus.clients.data.catalogue import read_catalogue
 from isthmus.clients.trainer import TrainingSet, make_training_set
@@ -85,7 +85,7 @@ class Transcript:
     def backbone(self, arrays: Arrays) -> AnyBackbone:
         """A backbone with these parameters."""
         backbone = make_backbone(self.features.shape[1], self.recipe.backbone)
-        load_shared(backbone, arrays)
+        load_shared(backbone, without_classifier(arrays))
         return backbone
 
 
@@ -149,10 +149,8 @@ def run_vault(  # noqa: PLR0913 - keyword-only, each a part of the run
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             training = federation.training
-            first = shared_parameters(
-                make_backbone(whitening.matrix.shape[1], federation.backbone, domains=training.classes)
-            )
-        arrays = {name: parameter.detach().numpy().copy() for name, parameter in first.items()}
+            first = make_backbone(whitening.matrix.shape[1], federation.backbone, domains=training.classes)
+        arrays = shared_arrays(first)
         seen: list[Round] = []
         refusal = ""
         for number in range(1, min(rounds, policy.rounds) + 1):

@@ -268,12 +268,29 @@ def without_classifier(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, N
     return {name: array for name, array in arrays.items() if name.partition(".")[0] != _CLASSIFIER}
 
 
+def shared_arrays(backbone: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Copies of the shared parameters by name, row by row in memory: what travels, and what a file holds."""
+    return {name: parameter.detach().numpy().copy(order="C") for name, parameter in shared_parameters(backbone).items()}
+
+
 def load_shared(backbone: nn.Module, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Copy named arrays, of the right shapes, into the parameters of the same names.
+    """Copy named arrays into the parameters of the same names; the way back from `shared_arrays`.
+
+    Names are those of `shared_parameters` and not of `state_dict`, which a module may choose itself, as Opacus' `DPGRU`
+    does. Buffers stay as they were made: the built-in backbone's are public constants, and a custom one has none.
 
     Args:
         backbone: Changed in place.
-        arrays: One for each shared parameter, and perhaps a domain classifier that this backbone does without.
+        arrays: One for each shared parameter, of its shape.
+
+    Raises:
+        ValueError: If one is missing, is of another shape, or belongs to no parameter; nothing is changed then.
     """
-    for name, parameter in shared_parameters(backbone).items():
+    shared = shared_parameters(backbone)
+    if odd := sorted(shared.keys() ^ arrays.keys()):
+        raise ValueError(f"its parameters are not those of its backbone: {odd[:5]}")
+    for name, parameter in shared.items():
+        if arrays[name].shape != tuple(parameter.shape):
+            raise ValueError(f"parameter {name!r} must be of shape {tuple(parameter.shape)}, got {arrays[name].shape}")
+    for name, parameter in shared.items():
         np.copyto(parameter.detach().numpy(), arrays[name])

@@ -11,20 +11,20 @@ custom backbone, where it names one.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from isthmus.backbone import shared_parameters
+from isthmus.backbone import load_shared, shared_arrays
 from isthmus.config import BackboneConfig, FeatureConfig, PublicDomains, StartedFrom, TrainingConfig
-from isthmus.custom_backbone import AnyBackbone, make_backbone
+from isthmus.custom_backbone import AnyBackbone, CustomBackbone, make_backbone
 from isthmus.durable import write_durably
 from isthmus.errors import ConfigError, RunError
 from isthmus.features import Whitening
@@ -73,10 +73,44 @@ class ShippedBackbone:
     start: StartedFrom | None = None
 
 
+def tensors_of(backbone: AnyBackbone, whitening: Whitening) -> dict[str, NDArray[np.float32]]:
+    """What the file of a backbone holds, by name.
+
+    Raises:
+        ValueError: If a parameter has the name of a part of the whitening.
+    """
+    arrays, beside = shared_arrays(backbone), {_PREFIX + name: array for name, array in whitening.arrays().items()}
+    if taken := sorted(arrays.keys() & beside.keys()):
+        raise ValueError(f"parameter {taken[0]!r} has the name that a part of the whitening has in the file")
+    return arrays | beside
+
+
+def load_tensors(backbone: AnyBackbone, tensors: Mapping[str, NDArray[np.float32]]) -> Whitening:
+    """The way back from `tensors_of`.
+
+    Args:
+        backbone: Gets the parameters.
+        tensors: By name.
+
+    Returns:
+        The whitening that is among them.
+
+    Raises:
+        KeyError: If there is none.
+        ValueError: If the others are not the backbone's parameters, or a custom one has buffers.
+    """
+    arrays = dict(tensors)
+    whitening = Whitening(mean=arrays.pop(f"{_PREFIX}mean"), matrix=arrays.pop(f"{_PREFIX}matrix"))
+    buffers = [name for name, _ in backbone.named_buffers()] if isinstance(backbone, CustomBackbone) else []
+    if buffers:
+        raise ValueError(f"its custom backbone has a buffer here, {buffers[0]!r}, and a file holds parameters only")
+    load_shared(backbone, arrays)
+    return whitening
+
+
 def save_backbone(path: Path, shipped: ShippedBackbone) -> None:
     """Write the file, durably; equal backbones give equal bytes."""
-    tensors = {name: parameter.detach().numpy() for name, parameter in shared_parameters(shipped.backbone).items()}
-    tensors |= {f"{_PREFIX}mean": shipped.whitening.mean, f"{_PREFIX}matrix": shipped.whitening.matrix}
+    tensors = tensors_of(shipped.backbone, shipped.whitening)
     header: dict[str, Any] = {
         "backbone": shipped.backbone.config.model_dump(mode="json"),
         "features": shipped.features.model_dump(mode="json"),
@@ -107,12 +141,11 @@ def load_backbone(path: Path, *, admit: Callable[[str | None], None] | None = No
         broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
         if broken:
             raise ValueError(f"{broken[0]} is not finite")
-        whitening = Whitening(mean=tensors.pop(f"{_PREFIX}mean"), matrix=tensors.pop(f"{_PREFIX}matrix"))
         shape = BackboneConfig.model_validate(header["backbone"])
         if admit is not None:
             admit(shape.module)
-        backbone = make_backbone(whitening.matrix.shape[1], shape, text=shape_in(tensors))
-        backbone.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+        backbone = make_backbone(tensors[f"{_PREFIX}matrix"].shape[1], shape, text=shape_in(tensors))
+        whitening = load_tensors(backbone, tensors)
         features = FeatureConfig.model_validate(header["features"])
         round_ = int(header["round"])
         origin = Origin.model_validate_json(json.dumps(header["origin"])) if "origin" in header else None

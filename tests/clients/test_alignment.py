@@ -12,7 +12,14 @@ from tests.clients.test_sensitivity_choices import DANN, choosing
 from tests.clients.test_trainer import run_round
 from torch.nn import functional
 
-from isthmus.backbone import Backbone, load_shared, shared_parameters, trained_parameters, without_classifier
+from isthmus.backbone import (
+    Backbone,
+    load_shared,
+    shared_arrays,
+    shared_parameters,
+    trained_parameters,
+    without_classifier,
+)
 from isthmus.clients.alignment import domain_losses, own_label, reversed_gradient
 from isthmus.clients.data import Histories
 from isthmus.clients.trainer import TrainingSet, make_batch, make_training_set, train_round, user_losses
@@ -69,7 +76,7 @@ def test_a_classifier_that_knows_nothing_moves_nothing_but_itself() -> None:
     for name in CLASSIFIER:
         shared_parameters(case.backbone)[name].detach().zero_()
     plain = make_case([6, 3, 9, 5], seed=1, single=True, clip=unclipped)
-    load_shared(plain.backbone, {n: p.detach().numpy() for n, p in shared_parameters(case.backbone).items()})
+    load_shared(plain.backbone, without_classifier(shared_arrays(case.backbone)))
     moved = run_round(case, Silent(case.chosen), training=DANN)
     without = run_round(plain, Silent(case.chosen), training=choosing())
     assert all(moved[name].any() for name in CLASSIFIER)

@@ -13,7 +13,8 @@ from tests.cli.called import Caller
 from tests.conftest import TinyFederation
 from tests.custom_backbones import MUTANTS, example_entry_points, forget_telltale, installed, telltale
 
-from isthmus.backbone_file import load_backbone
+from isthmus.backbone import shared_parameters
+from isthmus.backbone_file import load_backbone, save_backbone
 from isthmus.clients.audit.targets import attacks, target_of
 from isthmus.clients.backbone_check import require_protocol
 from isthmus.demo import write_demo
@@ -24,15 +25,16 @@ from isthmus.report.result import read_result
 
 RULES = (
     'approved_by = "Ada"\napproved_on = 2026-01-31\n\n[budget]\nepsilon = 8.0\ndelta = 1e-6\n\n'
-    '[allow]\nbackbones = ["gru4rec", "foreseeing"]\n'
+    '[allow]\nbackbones = ["gru4rec", "gated", "foreseeing"]\n'
 )
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The example and a mutant, installed."""
+    """The example, another good one, and a mutant, installed."""
     mutant, _ = MUTANTS["foreseeing"]
-    names = {**example_entry_points(), "foreseeing": f"tests.custom_backbones:{mutant.__name__}"}
+    good = {**example_entry_points(), "gated": "tests.custom_backbones:Gated"}
+    names = {**good, "foreseeing": f"tests.custom_backbones:{mutant.__name__}"}
     place = installed(tmp_path / "site", names)
     monkeypatch.syspath_prepend(str(place))
     yield place
@@ -68,7 +70,7 @@ def test_a_federation_is_trained_with_the_example(
     assert first == second
     books = read_ledger(tmp_path / "a" / "ledgers" / "books.db")
     assert (books.findings, books.refusals) == ((), ())
-    assert '"backbones":["gru4rec","foreseeing"]' in books.policies[0].text
+    assert '"backbones":["gru4rec","gated","foreseeing"]' in books.policies[0].text
     checkpoint = load_file(tmp_path / "a" / "checkpoint.safetensors")
     moved = [name for name in checkpoint if name.endswith("gru4rec.head.weight")]
     assert any(np.abs(checkpoint[name]).max() > 0 for name in moved)
@@ -76,6 +78,23 @@ def test_a_federation_is_trained_with_the_example(
     assert served.code == 0
     assert "books-" in served.out
     assert isthmus("audit", tmp_path / "a").code in (0, 1)  # 1: seeded noise is a finding
+
+
+def test_what_is_trained_with_layers_of_opacus_is_served(
+    site: Path, tiny_federation: TinyFederation, isthmus: Caller, tmp_path: Path
+) -> None:
+    """Its state has other names than its parameters (`DPGRU`); it is read back as shipped, and serves somebody."""
+    run, file, serving = tmp_path / "run", custom(tiny_federation(), "gated"), tmp_path / "serving"
+    assert isthmus("simulate", file, "--out", run, "--rounds", 1).code == 0
+    fit = ("fit", file.parent / "books", "--ledger", run / "ledgers" / "books.db", "--out", serving)
+    recommend = ("recommend", "--domain", "books", "--user", "books-user-003", "--run")
+    said = [isthmus(*words) for words in (fit, (*recommend, run), (*recommend, serving))]
+    assert [one.code for one in said] == [0, 0, 0], said
+    assert all("books-" in one.out for one in said[1:])
+    shipped, again = load_backbone(run / "backbone.safetensors"), tmp_path / "again.safetensors"
+    assert "gated.unit.weight_ih_l0" in shared_parameters(shipped.backbone)
+    save_backbone(again, shipped)
+    assert again.read_bytes() == (run / "backbone.safetensors").read_bytes()
 
 
 def test_where_it_is_not_installed_serving_says_so(
@@ -114,7 +133,7 @@ def test_serving_asks_the_policy_again_before_any_code_of_it_runs(
         monkeypatch.delitem(sys.modules, "isthmus_gru4rec", raising=False)
         said = isthmus(*words)
         assert said.code == 1, words
-        assert "refuses custom backbone gru4rec: rule `backbones` says only foreseeing" in said.err
+        assert "refuses custom backbone gru4rec: rule `backbones` says only gated, foreseeing" in said.err
         assert "isthmus_gru4rec" not in sys.modules
     (file.parent / "books" / "policy.toml").write_text(RULES)
     assert [isthmus(*words).code for words in commands] == [0, 0, 0]
