@@ -11,17 +11,21 @@ engine is held against plain autograd anew before each round, on the domain's ow
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.backbone import shared_parameters, text_prior
+from isthmus.backbone import load_shared, shared_arrays, shared_parameters, text_prior, without_classifier
+from isthmus.backbone_file import load_tensors, tensors_of
 from isthmus.clients.engines import engine_for
 from isthmus.clients.gradients import Losses, require_separable
 from isthmus.clients.wire.methods import LARGEST_MESSAGE
 from isthmus.config import BackboneConfig, DomainCompute
 from isthmus.custom_backbone import BackboneMaker, CustomBackbone, custom_backbone, load_maker
 from isthmus.errors import ConfigError, EngineError
+from isthmus.features import Whitening
 
 LINES: Mapping[str, str] = {
     "parameters": "it has parameters, all of them of float32, trained, and finite",
@@ -29,6 +33,7 @@ LINES: Mapping[str, str] = {
     "deterministic": "the same again, whatever it saw meanwhile, in training as in evaluation mode; nothing is drawn",
     "users": "a user's rows do not depend on who else is in the batch: no batch statistics",
     "state": "nothing but parameters decides what it predicts: no buffers, no constants that are drawn when it is made",
+    "file": "written to a file and read back, it predicts the same: each parameter has a name and memory of its own",
     "shape": "(users, positions, features) come back in the same shape, in float32, finite, from 1 position on",
     "start": "untrained, it predicts what `isthmus.backbone.text_prior` does",
     "causal": "row t does not change with the items after t",
@@ -171,11 +176,29 @@ def _state(tried: _Tried) -> str:
     if buffers:
         return f"it has buffers: {', '.join(buffers[:5])}"
     one, other, histories = tried.moved(), tried.fresh(), tried.histories()
+    load_shared(other, shared_arrays(one))
     with torch.no_grad():
-        for name, parameter in shared_parameters(other).items():
-            parameter.copy_(shared_parameters(one)[name])
         same = _close(other(histories), one(histories))
     return "" if same else "another module with the same parameters predicts something else"
+
+
+def _file(tried: _Tried) -> str:
+    one, other, histories = tried.moved(), tried.fresh(), tried.histories()
+    # Each with a change of its own, as noise makes them; what `moved` adds, it adds to all that share memory.
+    generator = np.random.default_rng(_SEED)
+    arrays = {
+        name: array + generator.normal(scale=0.1, size=array.shape).astype(np.float32)
+        for name, array in shared_arrays(one).items()
+    }
+    load_shared(one, without_classifier(arrays))  # as at the end of a run
+    for name, array in shared_arrays(one).items():
+        if not np.array_equal(array, arrays[name]):
+            return f"{name} is not what was loaded: it shares memory with another parameter"
+    axes = Whitening(mean=np.zeros(tried.features, np.float32), matrix=np.eye(tried.features, dtype=np.float32))
+    load_tensors(other, load(save(tensors_of(one, axes))))
+    with torch.no_grad():
+        same = _close(other.eval()(histories), one.eval()(histories))
+    return "" if same else "what is read from its file predicts something else"
 
 
 def _shape(tried: _Tried) -> str:
@@ -284,6 +307,7 @@ _CHECKS: Mapping[str, _Line] = {
     "deterministic": _deterministic,
     "users": _users,
     "state": _state,
+    "file": _file,
     "shape": _shape,
     "start": _start,
     "causal": _causal,

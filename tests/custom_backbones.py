@@ -177,6 +177,19 @@ class Projected(Pointwise):
         return super().hidden(history @ self.drawn)
 
 
+class Aliased(Pointwise):
+    """Ties two layers by their memory: two parameters for torch, and rounds add to each what is its own."""
+
+    def __init__(self, features: int, config: BackboneConfig) -> None:
+        super().__init__(features, config)
+        self.again = nn.Linear(features, config.width)
+        self.again.weight.data = self.expand.weight.data
+
+    def hidden(self, history: Tensor) -> Tensor:
+        """By both."""
+        return super().hidden(history) + torch.tanh(self.again(history))
+
+
 class Remembering(Pointwise):
     """Carries the last state over to the next users, as sessions are carried on in parallel."""
 
@@ -292,6 +305,7 @@ MUTANTS: Mapping[str, tuple[type[nn.Module], str]] = {
     "huge": (Huge, "size"),
     "buffered": (Buffered, "state"),
     "projected": (Projected, "state"),
+    "aliased": (Aliased, "file"),
     "remembering": (Remembering, "deterministic"),
     "narrow": (Narrow, "shape"),
     "undirected": (Undirected, "shape"),

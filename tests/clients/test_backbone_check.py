@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.custom_backbones import MUTANTS, Gated, Pointwise, dictionary, example_entry_points, installed
+from tests.custom_backbones import (
+    MUTANTS,
+    Centred,
+    Gated,
+    LongShort,
+    Pointwise,
+    Turned,
+    dictionary,
+    example_entry_points,
+    installed,
+)
 
 from isthmus.backbone import Backbone
 from isthmus.clients.backbone_check import LINES, broken_lines, require_protocol
@@ -33,9 +43,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("compute", [DomainCompute(), OPACUS], ids=["books", "opacus"])
-@pytest.mark.parametrize("make", [Backbone, Pointwise, Gated])
+@pytest.mark.parametrize("make", [Backbone, Pointwise, Turned, Gated, LongShort])
 def test_what_is_good_breaks_no_line(make: type[torch.nn.Module], compute: DomainCompute) -> None:
-    """The built-in backbone keeps to the protocol of custom ones, and so does one of Opacus' own layers."""
+    """The built-in backbone keeps to the protocol of custom ones, and so do those of Opacus' own layers."""
     assert broken_lines(make, features=12, config=SHAPE, compute=compute) == {}
 
 
@@ -58,6 +68,21 @@ def test_a_mutant_breaks_its_line(name: str) -> None:
 def test_every_line_has_a_mutant() -> None:
     """No line is only said."""
     assert {line for _, line in MUTANTS.values()} == set(LINES)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("whitening", "parameter 'whitening.mean' has the name that a part of the whitening has"),
+        ("domain_classifier", "its parameters are not those of its backbone: ['domain_classifier.expand.bias'"),
+    ],
+)
+def test_a_name_that_a_file_has_for_something_else_breaks_the_line(module: str, said: str) -> None:
+    """An entry point that gives a parameter the name of a part of the whitening, or of what is never shipped."""
+    assert broken_lines(Centred, features=12, config=SHAPE) == {}
+    broken = broken_lines(Centred, features=12, config=SHAPE.model_copy(update={"module": module}))
+    assert list(broken) == ["file"]
+    assert said in broken["file"]
 
 
 def test_what_cannot_be_made_says_so() -> None:
