@@ -69,11 +69,14 @@ class HeadLog:
             _LOG.warning("%s: its reply to round %d says nothing of its ledger: %s", domain, reply.round, error)
             return ""
         before = self._latest.get(domain)
-        if before is not None and (before.ledger != head.ledger or before.seq > head.seq):
+        forked = before is not None and before.seq == head.seq and before.digest != head.digest
+        other = ", which says something else" if forked else ""
+        if before is not None and (forked or before.ledger != head.ledger or before.seq > head.seq):
             raise Refused(
                 f"{domain}: its ledger stood at line {before.seq} of {before.ledger[:8]}, and now it is at line "
-                f"{head.seq} of {head.ledger[:8]}: an older copy, or a new ledger. Restore the newest copy; where that "
-                f"is lost, only a new log of heads goes on ({self._chain.path} moved away), and the audit will say so.",
+                f"{head.seq} of {head.ledger[:8]}{other}: an older copy, or a new ledger. Restore the newest copy; "
+                f"where that is lost, only a new log of heads goes on ({self._chain.path} moved away), and the audit "
+                "will say so.",
                 rule="head",
                 asked=f"line {head.seq}",
                 limit=f"at least line {before.seq}",

