@@ -23,10 +23,10 @@ test: install ## all tests, the slow ones and those on real data included
 	@# Several processes compute at a time, each on one core.
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-here test-deployed
 
-test-here: ## what starts no whole federation; gives way to what does
+test-here: install ## what starts no whole federation; gives way to what does
 	nice -n 10 $(PYTEST) -m "not deployed"
 
-test-deployed: ## real processes against real clocks, two federations at a time: half of it is waiting
+test-deployed: install ## real processes against real clocks, two federations at a time: half of it is waiting
 	@# What failed is run once more, one at a time and in sight; what fails twice has failed.
 	$(PYTEST) -m deployed -o cache_dir=.pytest_cache/deployed $(DEPLOYED) \
 		|| $(BIN)/python -m pytest -m deployed -o cache_dir=.pytest_cache/deployed --last-failed --last-failed-no-failures none $(DEPLOYED)

@@ -10,6 +10,7 @@ runs at the end is stopped.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,7 @@ class Deployment:
     processes: dict[str, "subprocess.Popen[bytes] | Command"] = field(default_factory=dict)
     config: ServerConfig | None = None
     _said: dict[int, Path] = field(default_factory=dict)
+    _count: Iterator[int] = field(default_factory=itertools.count)
 
     def __enter__(self) -> Self:
         self.folder.chmod(0o755)
@@ -122,7 +124,8 @@ class Deployment:
     def begin(self, *words: object) -> Command:
         """Start a command in the coordinator's folder; `ended` waits for it."""
         assert self.config is not None
-        said = Path(tempfile.mkstemp(dir=self.folder, prefix="command-")[1])
+        said = self.folder / f"command-{next(self._count)}.log"
+        said.touch()
         process = begin(*words, out=said, err=said, cwd=self.config.folder, environment=self.environment)
         self.processes[f"command {process.pid}"] = process
         self._said[process.pid] = said
